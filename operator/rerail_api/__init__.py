@@ -1,0 +1,1 @@
+"""The contract of Rerail. Imports nothing: contract.py travels inside the agent."""

@@ -1,0 +1,227 @@
+"""What operator, agent and trainer agree on: names, exit codes, progress lines, the agent's protocol.
+
+Standard library only and readable by Python 3.9: this file travels inside the agent's zipapp into images
+that hold nothing of ours.
+
+The agent's protocol (version 1)
+--------------------------------
+One connection per agent, newline-delimited JSON objects, each at most ``MAX_FRAME_BYTES``. Both directions
+are level-triggered: the agent always sends its *whole* state, the coordinator always sends the *whole* order,
+so a lost or repeated message changes nothing.
+
+Agent -> coordinator::
+
+    {"kind": "hello", "v": 1, "token": "...", "job": "ns/name", "job_uid": "...", "pod": "...",
+     "pod_uid": "...", "report": REPORT}          first message, within AUTHENTICATE_SECONDS
+    {"kind": "report", "report": REPORT}          at every change and every HEARTBEAT_SECONDS
+
+    REPORT = {
+      "state": AgentState,          what the agent is doing
+      "round": 3,                   the round this state belongs to (0 = none yet)
+      "term": 7,                    highest leader term seen
+      "release": RELEASE | null,    the release under which ranks run or ran in that round
+      "address": "10.1.2.3", "port": 29511,   rendezvous offer of this node for that round (state Ready)
+      "exit": EXIT | null,          first failing rank of that round on this node
+      "ranks_alive": 2,
+      "progress": {...} | null,     newest progress line of this round (see below)
+      "progress_age": 0.4,          seconds since that line was read
+      "probe_port": 40123           port on which the agent answers connects (liveness by peers)
+    }
+    EXIT = {
+      "rank": 3, "local_rank": 1,   rank is null when the ranks are not ours (launcher PerNode)
+      "exit_code": 1 | null, "signal": 9 | null,   one of the two
+      "ordered": false,             true when the agent had sent the signal or a stop was under way
+      "exception": "ValueError" | null, "last_line": "...", "lines": ["..."],  the last LOG_LINES lines
+      "age": 0.02,                  seconds since the exit, on the agent's own clock
+      "contract": true,             the program declared our exit-code table in its progress lines
+      "codes": {"0": 0, "1": -9},   every local rank that has ended: exit code, or minus the signal
+      "same_on_all": true           every local rank ended with the same code and last line
+    }
+
+Coordinator -> agent::
+
+    {"kind": "welcome", "v": 1, "term": 7}
+    {"kind": "redirect", "address": "host:port"}      a standby names the leader (or "" when unknown)
+    {"kind": "refuse", "reason": "..."}               not retried faster than once in 10 s
+    {"kind": "ping", "term": 7}                       every HEARTBEAT_SECONDS
+    {"kind": "order", "term": 7, "do": "join",   "round": 4}
+        stop what runs of an older round (abort: KILL at once), clean up, pick a port, report Ready(4)
+    {"kind": "order", "term": 7, "do": "run",    "round": 4, "release": RELEASE}
+        only valid in state Ready(4): start the ranks
+    {"kind": "order", "term": 7, "do": "stop",   "round": 4, "mode": "save" | "abort", "grace": 120}
+        save = TERM to the rank processes, grace, KILL; abort = KILL; then report Stopped(4)
+    {"kind": "order", "term": 7, "do": "finish", "code": 0, "message": "..."}
+        end the agent process with this code (ranks still alive are stopped first: abort)
+
+    RELEASE = {"round": 4, "node_rank": 1, "num_nodes": 4, "nproc": 8, "master_addr": "10.1.2.3",
+               "master_port": 29511, "min_step": 1150}
+
+An agent ignores an order with a term lower than the highest it has seen, and one of a round lower than its own.
+"""
+
+from enum import Enum, IntEnum
+from typing import Any
+
+GROUP = "rerail.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "TrainingJob"
+PLURAL = "trainingjobs"
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 64 * 1024
+HEARTBEAT_SECONDS = 2.0
+SILENT_SECONDS = 10.0
+AUTHENTICATE_SECONDS = 5.0
+RECONNECT_JITTER_SECONDS = 3.0
+CANNOT_STOP_SECONDS = 15.0
+UNLED_COMPLETION_SECONDS = 600.0
+LOG_LINES = 20
+LOG_BYTES = 2048
+PROGRESS_FILE_BYTES = 1024 * 1024
+
+LABEL_JOB = f"{GROUP}/job-name"
+LABEL_JOB_UID = f"{GROUP}/job-uid"
+LABEL_NODE_RANK = f"{GROUP}/node-rank"
+LABEL_SINCE_ROUND = f"{GROUP}/since-round"
+LABEL_BIRTH_ROUND = f"{GROUP}/birth-round"
+LABEL_SLOT = f"{GROUP}/slot"
+LABEL_BUCKET = f"{GROUP}/bucket"
+LABEL_MANAGED = "app.kubernetes.io/managed-by"
+MANAGED_BY = "rerail"
+BUCKETS = 16
+ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+ANNOTATION_SCHEMA_HASH = f"{GROUP}/schema-hash"
+
+TRAINER_CONTAINER = "trainer"
+VOLUME_PREFIX = "rerail-"
+AGENT_MOUNT = "/var/run/rerail/agent"
+IDENTITY_MOUNT = "/var/run/rerail/identity"
+AGENT_FILE = "agent.pyz"
+CA_FILE = "ca.crt"
+TOKEN_FILE = "token"  # noqa: S105 - a file name, not a secret
+TOKEN_AUDIENCE = "rerail"  # noqa: S105 - an audience, not a secret
+
+
+class Env:
+    """Environment variables set by Rerail: the first block for the agent, the rest for the ranks."""
+
+    COORDINATOR = "RERAIL_COORDINATOR"  # host:port
+    COORDINATOR_TLS = "RERAIL_COORDINATOR_TLS"  # "1" or "0" (rerail run on loopback)
+    COORDINATOR_NAME = "RERAIL_COORDINATOR_NAME"  # server name in the certificate
+    CA_FILE = "RERAIL_CA_FILE"
+    TOKEN_FILE = "RERAIL_TOKEN_FILE"  # noqa: S105 - the name of a variable
+    POD = "RERAIL_POD"
+    POD_UID = "RERAIL_POD_UID"
+    POD_IP = "RERAIL_POD_IP"
+    NODE = "RERAIL_NODE"
+    NPROC = "RERAIL_NPROC"
+    LAUNCHER = "RERAIL_LAUNCHER"
+    GRACE_SECONDS = "RERAIL_GRACE_SECONDS"
+    TERMINATION_LOG = "RERAIL_TERMINATION_LOG"
+
+    JOB = "RERAIL_JOB"  # namespace/name
+    JOB_UID = "RERAIL_JOB_UID"
+    CHECKPOINT_DIR = "RERAIL_CHECKPOINT_DIR"
+    RESUME = "RERAIL_RESUME"  # Auto or Never
+    ROUND = "RERAIL_ROUND"
+    MIN_STEP = "RERAIL_MIN_STEP"
+    PROGRESS = "RERAIL_PROGRESS"
+
+    RANK = "RANK"
+    LOCAL_RANK = "LOCAL_RANK"
+    WORLD_SIZE = "WORLD_SIZE"
+    LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+    GROUP_RANK = "GROUP_RANK"
+    GROUP_WORLD_SIZE = "GROUP_WORLD_SIZE"
+    MASTER_ADDR = "MASTER_ADDR"
+    MASTER_PORT = "MASTER_PORT"
+    ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+RESERVED_ENV = tuple(
+    sorted(value for name, value in vars(Env).items() if name.isupper() and value.startswith("RERAIL_"))
+) + (
+    Env.RANK,
+    Env.LOCAL_RANK,
+    Env.WORLD_SIZE,
+    Env.LOCAL_WORLD_SIZE,
+    Env.GROUP_RANK,
+    Env.GROUP_WORLD_SIZE,
+    Env.MASTER_ADDR,
+    Env.MASTER_PORT,
+)
+"""Variables a template may not set; a name beginning with PET_ is reserved for launcher PerNode too."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a rank: one table for trainer, agent and operator. Any other code is judged by cause."""
+
+    DONE = 0
+    BAD_CONFIG = 64
+    DATA_MISMATCH = 65
+    NO_CHECKPOINT = 66
+    PREEMPTED_SAVED = 75
+    PREEMPTED_NOT_SAVED = 76
+    RETRY_IN_PLACE = 80
+    LEAVE_NODE = 81
+    NON_FINITE = 82
+    BAD_DATA_SHARD = 83
+    HANG = 84
+    RENDEZVOUS_FAILED = 85
+    DO_NOT_REQUEUE = 93
+
+
+class AgentState(str, Enum):
+    """What an agent is doing; always reported with the round it belongs to."""
+
+    IDLE = "Idle"  # connected or connecting, nothing started, at no barrier
+    READY = "Ready"  # at the barrier of the round, no descendant alive
+    RUNNING = "Running"  # ranks started, none has failed
+    FAILED = "Failed"  # a rank has ended with an error; others may still run
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"  # stopped by order, no descendant alive
+    DONE = "Done"  # every rank ended with 0
+    STUCK = "Stuck"  # descendants survive KILL for longer than CANNOT_STOP_SECONDS
+
+
+class ProgressPhase(str, Enum):
+    """Phases a program may name in its progress lines."""
+
+    INIT = "init"
+    COMPILE = "compile"
+    TRAIN = "train"
+    EVAL = "eval"
+    SAVE = "save"
+
+
+PROGRESS_FIELDS: "dict[str, tuple[type, ...]]" = {
+    "step": (int,),
+    "total_steps": (int,),
+    "loss": (int, float),
+    "tokens": (int,),
+    "tokens_per_second": (int, float),
+    "checkpoint_step": (int,),
+    "resumed_from": (int,),
+    "phase": (str,),
+    "contract": (int,),
+}
+
+
+def clean_progress(line: Any) -> "dict[str, Any] | None":
+    """Known fields of a progress line with the right type; None when `line` is no progress line.
+
+    Only ``step`` is needed, except that a line may name a ``phase`` before the first step. Non-finite
+    numbers are dropped: JSON on the API server cannot hold them.
+    """
+    if not isinstance(line, dict):
+        return None
+    clean: "dict[str, Any]" = {}
+    for field, types in PROGRESS_FIELDS.items():
+        value = line.get(field)
+        if isinstance(value, bool) or not isinstance(value, types):
+            continue
+        if isinstance(value, float) and not (value - value == 0.0):
+            continue
+        clean[field] = value
+    return clean if "step" in clean or "phase" in clean else None

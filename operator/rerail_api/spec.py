@@ -1,0 +1,200 @@
+"""What a person asks for: the spec of a TrainingJob, and readers for its pod template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from rerail_api.base import INT32_MAX, ApiModel
+from rerail_api.template import PodTemplate
+
+MAX_NODES: Final = 20_000
+MAX_PROCS_PER_NODE: Final = 64
+MAX_RULES: Final = 20
+AUTO: Final = "auto"
+
+
+class Launcher(StrEnum):
+    """Who starts the ranks of a node."""
+
+    PER_RANK = "PerRank"
+    PER_NODE = "PerNode"
+
+
+class ResumePolicy(StrEnum):
+    """What a first round does with checkpoints that are already there."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+
+
+class ExitCodeOperator(StrEnum):
+    """How a rule compares the root rank's exit code with its values."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+
+
+class RuleAction(StrEnum):
+    """What a matched failure rule does."""
+
+    FAIL_JOB = "FailJob"
+    IGNORE = "Ignore"
+    COUNT = "Count"
+
+
+class CheckpointSpec(ApiModel):
+    """Where checkpoints live inside the container, and how long a save may take on stop."""
+
+    path: str = Field(
+        default="/checkpoints",
+        min_length=1,
+        max_length=512,
+        description="Absolute folder inside the trainer container that holds the checkpoints; "
+        "the volume behind it is the template's. Handed to ranks as RERAIL_CHECKPOINT_DIR.",
+    )
+    resume: ResumePolicy = Field(
+        default=ResumePolicy.AUTO,
+        description="Auto: the first round continues from the newest readable checkpoint in the "
+        "folder. Never: it starts from step 0. Later rounds always continue.",
+    )
+    grace_seconds: int = Field(
+        default=120,
+        ge=1,
+        le=3600,
+        description="Seconds between SIGTERM and SIGKILL when the job is asked to save and stop.",
+    )
+
+
+class ExitCodeMatch(ApiModel):
+    """A test on the exit code of the rank that failed first."""
+
+    operator: ExitCodeOperator = Field(
+        description="In: the code is one of the values. NotIn: it is none of them."
+    )
+    values: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field(
+        min_length=1,
+        max_length=255,
+        description="Exit codes, 1 to 255 (128 + n for signal n). 0 is success, never a failure.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class FailureRule(ApiModel):
+    """One rule of a failure policy; it sees the root cause only, never its victims."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="Name shown in the incident that the rule decided; unique in the policy.",
+    )
+    on_exit_codes: ExitCodeMatch = Field(
+        description="Matches on the exit code of the first failing rank."
+    )
+    action: RuleAction = Field(
+        description="FailJob: the job fails at once. Ignore: restart, charged to nobody. "
+        "Count: restart, charged against maxRestarts."
+    )
+
+
+class FailurePolicy(ApiModel):
+    """How often and for which failures the job is restarted."""
+
+    max_restarts: int = Field(
+        default=10,
+        ge=0,
+        le=10_000,
+        description="Charged restarts without progress in between before the job fails. "
+        "Node loss, preemption and drain are never charged.",
+    )
+    rules: tuple[FailureRule, ...] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Own rules, first match wins; the built-in taxonomy follows them.",
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name"],
+        },
+    )
+
+
+ProcsPerNode = Annotated[int, Field(ge=1, le=MAX_PROCS_PER_NODE)] | Literal["auto"]
+
+
+class TrainingJobSpec(ApiModel):
+    """What a person asks for."""
+
+    num_nodes: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_NODES,
+        description="Number of worker pods; each gets a node of its own. All are placed or none.",
+    )
+    num_proc_per_node: ProcsPerNode = Field(
+        default="auto",
+        description="Ranks per node, 1 to 64, or auto: the count of the one accelerator resource "
+        "in the trainer container's limits, 1 where there is none.",
+    )
+    launcher: Launcher = Field(
+        default=Launcher.PER_RANK,
+        description="PerRank: the command is started once per rank. PerNode: once per node, for "
+        "torchrun and the like, which start the ranks themselves.",
+    )
+    template: PodTemplate = Field(
+        description="The pod of a worker, as in a Job. The container named trainer holds the "
+        "ranks and must state its command; it needs Python 3.9 or newer in its image.",
+    )
+    checkpoint: CheckpointSpec = Field(
+        default=CheckpointSpec(),
+        description="Where checkpoints live and how long a save may take on stop.",
+    )
+    failure_policy: FailurePolicy = Field(
+        default=FailurePolicy(),
+        description="How often and for which failures the job is restarted.",
+    )
+    startup_deadline_seconds: int = Field(
+        default=900,
+        ge=1,
+        le=INT32_MAX,
+        description="Seconds from admission until all ranks must run; then the gang gives "
+        "everything back.",
+    )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description="Seconds from the first start after which the job fails, done or not. "
+        "None by default.",
+    )
+    suspend: bool = Field(
+        default=False,
+        description="True: save, stop and give all nodes back; false again: go on from the last "
+        "checkpoint. Belongs to people: Rerail never writes it.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=INT32_MAX,
+        description="Seconds after the end until the job is deleted. None by default: kept.",
+    )
+
+    def procs_per_node(self, accelerator_names: Iterable[str]) -> int:
+        """Ranks per node; `auto` is resolved against the operator's accelerator names.
+
+        Raises `AmbiguousAccelerators` where several of the names are in the limits.
+        """
+        from rerail_api.template import accelerator_count
+
+        if isinstance(self.num_proc_per_node, int):
+            return self.num_proc_per_node
+        return accelerator_count(self.template, accelerator_names)
+
+
+def template_spec(template: dict[str, Any]) -> dict[str, Any]:
+    """The pod spec inside a template."""
+    spec: dict[str, Any] = template["spec"]
+    return spec
