@@ -1,0 +1,1 @@
+"""The operator: core decides, shell acts."""

@@ -1,0 +1,205 @@
+"""What one pass over a job has seen. Frozen; parsed at the edge; unreadable is a value, never a crash."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from rerail_api.contract import AgentState
+from rerail_api.status import LedgerStatus
+from rerail_api.v1alpha1 import TrainingJob
+
+Resources = Mapping[str, int]
+"""Resource name -> amount in thousandths of its unit (milli-cores, milli-bytes, milli-GPUs)."""
+
+
+class PodPhase(StrEnum):
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Termination:
+    """How the trainer container ended, as the API server tells it."""
+
+    exit_code: int
+    signal: int | None = None
+    reason: str = ""  # Error, OOMKilled, ContainerCannotRun, Completed, Evicted ...
+    message: str = ""  # the termination message (the agent's JSON) or the tail of the log
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One worker pod of the job, living, dying or dead."""
+
+    name: str
+    uid: str
+    node_rank: int
+    since_round: int
+    birth_round: int
+    slot: int
+    phase: PodPhase
+    node: str  # the node it is pinned to (and bound to, once `bound`)
+    bound: bool = False
+    deleting: bool = False
+    created: datetime | None = None
+    termination: Termination | None = None
+    unschedulable: str = ""  # kube-scheduler's sentence while PodScheduled is False
+    waiting: str = ""  # "ImagePullBackOff: ..." while the container cannot start
+    disruption: str = ""  # reason of the DisruptionTarget condition
+    template_hash: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Holds (or will hold) its node rank: neither ended nor being deleted."""
+        return not self.deleting and self.phase in (PodPhase.PENDING, PodPhase.RUNNING)
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """First failing rank of a node, as its agent reports it."""
+
+    exit_code: int | None
+    signal: int | None = None
+    rank: int | None = None
+    local_rank: int | None = None
+    ordered: bool = False
+    exception: str | None = None
+    last_line: str = ""
+    lines: tuple[str, ...] = ()
+    contract: bool = False
+    same_on_all: bool = False
+    at: datetime | None = None  # leader's clock: when the report came, less the age it told
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    checkpoint_step: int | None = None
+    resumed_from: int | None = None
+    phase: str | None = None
+    contract: bool = False
+    at: datetime | None = None  # leader's clock
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The coordinator's picture of one agent. Gone from the world once its pod is gone."""
+
+    pod_uid: str
+    state: AgentState
+    round: int
+    connected: bool
+    last_seen: datetime
+    address: str = ""
+    port: int = 0
+    release: "Release | None" = None
+    exit: Exit | None = None
+    progress: Progress | None = None
+    ranks_alive: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Under what a node's ranks run; the same for all nodes of a round but for `node_rank`."""
+
+    round: int
+    node_rank: int
+    num_nodes: int
+    nproc: int
+    master_addr: str
+    master_port: int
+    min_step: int = 0
+
+
+class Effect(StrEnum):
+    NO_SCHEDULE = "NoSchedule"
+    PREFER_NO_SCHEDULE = "PreferNoSchedule"
+    NO_EXECUTE = "NoExecute"
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    key: str
+    effect: Effect
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node with what is left on it after every bound pod, our pinned pods and planned ones."""
+
+    name: str
+    ready: bool | None  # None: the node controller has lost sight of it (Unknown)
+    schedulable: bool = True
+    taints: tuple[Taint, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    allocatable: Resources = field(default_factory=dict)
+    free: Resources = field(default_factory=dict)
+    deleting: bool = False
+    not_ready_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The cluster's nodes as one immutable snapshot."""
+
+    by_name: Mapping[str, Node]
+
+    def get(self, name: str) -> Node | None:
+        return self.by_name.get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where each node rank goes: node_rank -> node name."""
+
+    nodes: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a gang has no place now: one typed reason with numbers."""
+
+    reason: str  # InsufficientNodes, NeverFits, WaitingForOlderJob, ClusterSettling
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """The API server's no to one of our writes, kept until the spec or the round changes."""
+
+    action: str  # DryRun, CreatePod, EnsureObject
+    message: str
+    at: datetime
+    retriable: bool = False  # quota: may pass later; a typo: never
+    pod_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything `decide` may look at. `job` is None when the object is gone: only tear-down is left."""
+
+    uid: str
+    job: TrainingJob | None
+    invalid: str = ""  # why the stored object does not parse; the job is then None but not gone
+    pods: tuple[Pod, ...] = ()
+    agents: Mapping[str, Agent] = field(default_factory=dict)  # by pod UID
+    nodes: Nodes = field(default_factory=lambda: Nodes({}))
+    offer: Placement | Refusal | None = None  # the admission pass's answer for a queued job
+    ledger: LedgerStatus | None = None  # newest decided ledger, ahead of the written one
+    template_frozen: bool = False  # the revision named in status was read back
+    dry_run_passed: bool = False  # the strict dry run of this template revision went through
+    rejections: tuple[Rejection, ...] = ()
+    leading_since: datetime | None = None  # agents get time to come back after a hand-over
