@@ -11,6 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from pydantic.functional_serializers import PlainSerializer
 
 INT32_MAX: Final = 2**31 - 1
+LINE_LENGTH: Final = 512
 INT53_MAX: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
 
@@ -71,10 +72,11 @@ def _finite_or_none(value: Any) -> Any:
     return value
 
 
+Tag = Annotated[str, BeforeValidator(clip(64)), Field(max_length=64)]
 Word = Annotated[str, BeforeValidator(clip(128)), Field(max_length=128)]
 Name = Annotated[str, Field(max_length=253)]
 Message = Annotated[str, BeforeValidator(clip(1024)), Field(max_length=1024)]
-Line = Annotated[str, BeforeValidator(clip(512)), Field(max_length=512)]
+Line = Annotated[str, BeforeValidator(clip(LINE_LENGTH)), Field(max_length=LINE_LENGTH)]
 Count = Annotated[int, Field(ge=0, le=INT53_MAX)]
 Seconds = Annotated[float, Field(ge=0)]
 FiniteOrNone = Annotated[float | None, BeforeValidator(_finite_or_none)]

@@ -10,11 +10,6 @@ from rerail_api.base import ApiModel, Count, Name, Time, json_name
 from rerail_api.spec import TrainingJobSpec
 from rerail_api.status import TrainingJobStatus
 
-GROUP: Final = "rerail.dev"
-VERSION: Final = "v1alpha1"
-API_VERSION: Final = f"{GROUP}/{VERSION}"
-KIND: Final = "TrainingJob"
-PLURAL: Final = "trainingjobs"
 SINGULAR: Final = "trainingjob"
 SHORT_NAME: Final = "tj"
 
@@ -22,9 +17,7 @@ SHORT_NAME: Final = "tj"
 class ObjectMeta(ApiModel):
     """The parts of an object's metadata that Rerail reads; all others are left aside."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", alias_generator=json_name, populate_by_name=True
-    )
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=json_name, populate_by_name=True)
 
     name: Name = Field(min_length=1, description="Name of the job.")
     namespace: Name = Field(default="default", description="Namespace of the job.")
@@ -34,9 +27,7 @@ class ObjectMeta(ApiModel):
     labels: dict[str, str] = Field(default_factory=dict, description="Labels of the job.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
     creation_timestamp: Time | None = Field(default=None, description="When it was stored.")
-    deletion_timestamp: Time | None = Field(
-        default=None, description="When its deletion was asked for."
-    )
+    deletion_timestamp: Time | None = Field(default=None, description="When its deletion was asked for.")
 
 
 class TrainingJob(ApiModel):
@@ -48,6 +39,4 @@ class TrainingJob(ApiModel):
     kind: Literal["TrainingJob"] = Field(default="TrainingJob", description="Always TrainingJob.")
     metadata: ObjectMeta = Field(description="Name, labels and the rest of an object's metadata.")
     spec: TrainingJobSpec = Field(description="What a person asks for.")
-    status: TrainingJobStatus = Field(
-        default=TrainingJobStatus(), description="What Rerail reports."
-    )
+    status: TrainingJobStatus = Field(default=TrainingJobStatus(), description="What Rerail reports.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from rerail_api.base import INT32_MAX, ApiModel
-from rerail_api.template import PodTemplate
+from rerail_api.template import PodTemplate, accelerator_count
 
 MAX_NODES: Final = 20_000
 MAX_PROCS_PER_NODE: Final = 64
@@ -92,9 +92,7 @@ class FailureRule(ApiModel):
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
         description="Name shown in the incident that the rule decided; unique in the policy.",
     )
-    on_exit_codes: ExitCodeMatch = Field(
-        description="Matches on the exit code of the first failing rank."
-    )
+    on_exit_codes: ExitCodeMatch = Field(description="Matches on the exit code of the first failing rank.")
     action: RuleAction = Field(
         description="FailJob: the job fails at once. Ignore: restart, charged to nobody. "
         "Count: restart, charged against maxRestarts."
@@ -160,15 +158,13 @@ class TrainingJobSpec(ApiModel):
         default=900,
         ge=1,
         le=INT32_MAX,
-        description="Seconds from admission until all ranks must run; then the gang gives "
-        "everything back.",
+        description="Seconds from admission until all ranks must run; then the gang gives everything back.",
     )
     active_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
         le=INT32_MAX,
-        description="Seconds from the first start after which the job fails, done or not. "
-        "None by default.",
+        description="Seconds from the first start after which the job fails, done or not. None by default.",
     )
     suspend: bool = Field(
         default=False,
@@ -185,16 +181,9 @@ class TrainingJobSpec(ApiModel):
     def procs_per_node(self, accelerator_names: Iterable[str]) -> int:
         """Ranks per node; `auto` is resolved against the operator's accelerator names.
 
-        Raises `AmbiguousAccelerators` where several of the names are in the limits.
+        Raises `AmbiguousAccelerators` or `BadAcceleratorCount` (both ValueError, both say what
+        to write instead) where the limits do not name one whole number of one accelerator.
         """
-        from rerail_api.template import accelerator_count
-
         if isinstance(self.num_proc_per_node, int):
             return self.num_proc_per_node
         return accelerator_count(self.template, accelerator_names)
-
-
-def template_spec(template: dict[str, Any]) -> dict[str, Any]:
-    """The pod spec inside a template."""
-    spec: dict[str, Any] = template["spec"]
-    return spec

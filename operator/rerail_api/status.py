@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from rerail_api.base import (
     INT32_MAX,
     INT53_MAX,
+    LINE_LENGTH,
     ApiModel,
     Count,
     FiniteOrNone,
@@ -18,14 +19,15 @@ from rerail_api.base import (
     Message,
     Name,
     Seconds,
+    Tag,
     Time,
     Word,
+    clip,
 )
+from rerail_api.contract import LOG_BYTES, LOG_LINES
 
 MAX_INCIDENTS: Final = 16
 MAX_EXCLUDED_NODES: Final = 64
-MAX_LOG_LINES: Final = 20
-MAX_LOG_BYTES: Final = 2048
 
 
 class Phase(StrEnum):
@@ -136,9 +138,7 @@ class RestartCounts(ApiModel):
 
     total: Count = Field(default=0, description="All restarts, charged or free.")
     charged: Count = Field(default=0, description="Restarts charged to the job.")
-    since_progress: Count = Field(
-        default=0, description="Charged restarts since the job last made progress."
-    )
+    since_progress: Count = Field(default=0, description="Charged restarts since the job last made progress.")
 
 
 class Progress(ApiModel):
@@ -167,10 +167,10 @@ def _newest_lines(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
     kept: list[Any] = []
-    left = MAX_LOG_BYTES
-    for line in reversed(value):
-        left -= len(line.encode("utf-8", "replace")) + 1 if isinstance(line, str) else 1
-        if left < 0 or len(kept) == MAX_LOG_LINES:
+    left = LOG_BYTES
+    for line in map(clip(LINE_LENGTH), reversed(value)):
+        left -= len(str(line).encode("utf-8", "replace")) + 1
+        if left < 0 or len(kept) == LOG_LINES:
             break
         kept.append(line)
     return tuple(reversed(kept))
@@ -186,9 +186,7 @@ class Incident(ApiModel):
     round: Count = Field(description="The round that it ended.")
     class_: IncidentClass = Field(description="What kind of failure it was.")
     charged: bool = Field(default=False, description="Whether it was charged to the job.")
-    rule: Word | None = Field(
-        default=None, description="Name of the user's rule that decided, if one did."
-    )
+    rule: Tag | None = Field(default=None, description="Name of the user's rule that decided, if one did.")
     fingerprint: Word = Field(
         default="", description="Class, code or signal, and exception type, in one word."
     )
@@ -199,24 +197,22 @@ class Incident(ApiModel):
     exit_code: int | None = Field(
         default=None, ge=-INT32_MAX, le=INT32_MAX, description="Its exit code, if it exited."
     )
-    signal: Word | None = Field(
+    signal: Tag | None = Field(
         default=None, description="The signal that ended it, as in SIGKILL, if one did."
     )
     exception: Word | None = Field(
         default=None, description="Type of the exception in its last lines, if one is there."
     )
-    message: Message = Field(default="", description="One sentence for people.")
+    message: Line = Field(default="", description="One sentence for people.")
     log_lines: LogLines = Field(
         default=(),
-        max_length=MAX_LOG_LINES,
+        max_length=LOG_LINES,
         description="Its last lines, at most 2 KiB; kept in the newest incident only.",
     )
     progress_step: Count | None = Field(
         default=None, description="Last step finished before it; none without progress."
     )
-    resumed_step: Count | None = Field(
-        default=None, description="Step that the next round continued from."
-    )
+    resumed_step: Count | None = Field(default=None, description="Step that the next round continued from.")
     steps_lost: Count | None = Field(default=None, description="Steps that had to be done again.")
     start_time: Time | None = Field(default=None, description="When it was first seen.")
     resolved_time: Time | None = Field(
@@ -240,7 +236,7 @@ class ExcludedNode(ApiModel):
     """A node that this job stays away from for a while."""
 
     name: Name = Field(min_length=1, description="Name of the node.")
-    reason: Message = Field(default="", description="Why, in one sentence.")
+    reason: Tag = Field(default="", description="Why, in a few words.")
     until: Time | None = Field(default=None, description="Until when; none: for good.")
 
 
@@ -251,13 +247,9 @@ class Ledger(ApiModel):
     productive_seconds: Seconds = Field(
         default=0.0, description="Seconds of stepping above the highest step seen before."
     )
-    lost_seconds: StageSeconds = Field(
-        default_factory=dict, description="All other seconds, by stage."
-    )
+    lost_seconds: StageSeconds = Field(default_factory=dict, description="All other seconds, by stage.")
     stage: Stage | None = Field(default=None, description="The stage that runs now.")
-    stage_since: Time | None = Field(
-        default=None, description="Up to when the seconds above are booked."
-    )
+    stage_since: Time | None = Field(default=None, description="Up to when the seconds above are booked.")
     highest_step: Count | None = Field(default=None, description="Highest step ever seen.")
     ettr: float = Field(
         default=0.0,
@@ -285,8 +277,7 @@ class TrainingJobStatus(ApiModel):
     )
     round: Count = Field(
         default=0,
-        description="Generation of running processes; rises at every start, restart and resume, "
-        "never falls.",
+        description="Generation of running processes; rises at every start, restart and resume, never falls.",
     )
     template_revision: Name | None = Field(
         default=None, description="ControllerRevision that the pods are made from."
@@ -321,9 +312,7 @@ class TrainingJobStatus(ApiModel):
     )
     ledger: Ledger = Field(default=Ledger(), description="The job's wall clock, split.")
     start_time: Time | None = Field(default=None, description="When all ranks first ran.")
-    admitted_time: Time | None = Field(
-        default=None, description="When the gang was last given its nodes."
-    )
+    admitted_time: Time | None = Field(default=None, description="When the gang was last given its nodes.")
     completion_time: Time | None = Field(
         default=None, description="When the job completed or failed; never changed again."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-TRAINER_CONTAINER: Final = "trainer"
+from rerail_api.contract import TRAINER_CONTAINER
 
 
 class _OpenModel(BaseModel):
@@ -28,9 +28,7 @@ class _OpenModel(BaseModel):
 class EnvVarShape(_OpenModel):
     """One environment variable."""
 
-    name: StrictStr = Field(
-        min_length=1, max_length=256, description="Name of the environment variable."
-    )
+    name: StrictStr = Field(min_length=1, max_length=256, description="Name of the environment variable.")
 
 
 class ContainerShape(_OpenModel):
@@ -39,15 +37,15 @@ class ContainerShape(_OpenModel):
     name: StrictStr = Field(
         min_length=1, max_length=63, description="Container name; trainer holds the ranks."
     )
-    command: tuple[Annotated[StrictStr, Field(max_length=32_768)], ...] | None = Field(
+    command: list[Annotated[StrictStr, Field(max_length=32_768)]] | None = Field(
         default=None,
         max_length=256,
         description="Program and arguments; required for the container named trainer.",
     )
-    args: tuple[Annotated[StrictStr, Field(max_length=32_768)], ...] | None = Field(
+    args: list[Annotated[StrictStr, Field(max_length=32_768)]] | None = Field(
         default=None, max_length=256, description="Further arguments, put after the command."
     )
-    env: tuple[EnvVarShape, ...] | None = Field(
+    env: list[EnvVarShape] | None = Field(
         default=None, max_length=256, description="Environment, without the names Rerail sets."
     )
 
@@ -61,21 +59,19 @@ class VolumeShape(_OpenModel):
 
 
 class PodSpecShape(_OpenModel):
-    """What Rerail reads of a pod spec."""
+    """What Rerail reads of a pod spec; the fields bear a pod's own names."""
 
-    containers: tuple[ContainerShape, ...] = Field(
+    containers: list[ContainerShape] = Field(
         min_length=1, max_length=16, description="Containers; one is named trainer."
     )
-    volumes: tuple[VolumeShape, ...] | None = Field(
-        default=None, max_length=64, description="Volumes of the pod."
-    )
-    nodeName: StrictStr | None = Field(  # noqa: N815 - a pod's own field name
+    volumes: list[VolumeShape] | None = Field(default=None, max_length=64, description="Volumes of the pod.")
+    nodeName: StrictStr | None = Field(
         default=None, max_length=253, description="Refused: Rerail places the pods."
     )
-    schedulerName: StrictStr | None = Field(  # noqa: N815
+    schedulerName: StrictStr | None = Field(
         default=None, max_length=253, description="Only default-scheduler, or left out."
     )
-    restartPolicy: StrictStr | None = Field(  # noqa: N815
+    restartPolicy: StrictStr | None = Field(
         default=None, max_length=16, description="Only Never, or left out."
     )
 
@@ -110,9 +106,7 @@ class TemplateShape(BaseModel):
 class _ShapedAs:
     """Validates a plain dict against TemplateShape, and keeps the dict word for word."""
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         shape = handler.generate_schema(TemplateShape)
         return core_schema.no_info_wrap_validator_function(
             self._check,
@@ -128,7 +122,7 @@ class _ShapedAs:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return handler(schema["schema"])  # type: ignore[typeddict-item]
+        return handler(schema["schema"])
 
 
 PodTemplate = Annotated[dict[str, Any], _ShapedAs()]
@@ -143,6 +137,15 @@ class AmbiguousAccelerators(ValueError):
         super().__init__(
             f"the limits of container {TRAINER_CONTAINER} name several accelerators "
             f"({', '.join(self.names)}): set spec.numProcPerNode to a number"
+        )
+
+
+class BadAcceleratorCount(ValueError):
+    """An accelerator limit that is not a whole number."""
+
+    def __init__(self, name: str, written: object) -> None:
+        super().__init__(
+            f"limit {name} of container {TRAINER_CONTAINER} is {written!r}: write a whole number"
         )
 
 
@@ -162,11 +165,19 @@ def trainer_command(template: dict[str, Any]) -> tuple[str, ...]:
 
 
 def accelerators(template: dict[str, Any], names: Iterable[str]) -> dict[str, int]:
-    """The accelerator resources (of the given names) in the trainer container's limits."""
-    limits: dict[str, Any] = (trainer_container(template).get("resources") or {}).get(
-        "limits"
-    ) or {}
-    return {name: int(limits[name]) for name in names if name in limits}
+    """The accelerator resources (of the given names) in the trainer container's limits.
+
+    Raises `BadAcceleratorCount` where one is not a whole number.
+    """
+    limits: dict[str, Any] = (trainer_container(template).get("resources") or {}).get("limits") or {}
+    return {name: _whole(name, limits[name]) for name in names if name in limits}
+
+
+def _whole(name: str, written: object) -> int:
+    try:
+        return int(str(written))
+    except ValueError:
+        raise BadAcceleratorCount(name, written) from None
 
 
 def accelerator_count(template: dict[str, Any], names: Iterable[str]) -> int:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from rerail_api.job import (
-    API_VERSION,
-    GROUP,
-    KIND,
-    PLURAL,
-    SHORT_NAME,
-    SINGULAR,
-    VERSION,
-    ObjectMeta,
-    TrainingJob,
-)
+from rerail_api.contract import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from rerail_api.job import SHORT_NAME, SINGULAR, ObjectMeta, TrainingJob
+from rerail_api.messages import Problem, problems
+from rerail_api.rules import check, check_change
 from rerail_api.spec import (
     CheckpointSpec,
     ExitCodeMatch,
@@ -94,21 +87,14 @@ __all__ = [
     "TrainingJobStatus",
     "accelerator_count",
     "accelerators",
+    "check_change",
     "parse_job",
+    "parse_status",
     "trainer_command",
     "trainer_container",
 ]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a manifest: where, and what to write instead."""
-
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class InvalidJob(ValueError):
@@ -120,23 +106,30 @@ class InvalidJob(ValueError):
 
 
 def parse_job(raw: Mapping[str, Any]) -> TrainingJob:
-    """Read a TrainingJob from JSON; unknown fields are refused in spec and ignored in status.
+    """Read a TrainingJob from JSON, as strictly as the API server does.
 
-    Raises `InvalidJob` with every problem found.
+    Unknown fields are refused in spec and ignored in status (a newer operator may have written them).
+    Raises `InvalidJob` with every problem found: shapes first, then rules.
     """
-    body = dict(raw)
-    status = body.pop("status", None) or {}
+    body = {key: value for key, value in raw.items() if key != "status"}
+    job = _read(TrainingJob, body, "")
+    status = _read(TrainingJobStatus, raw.get("status") or {}, "status", extra="ignore")
+    job = job.model_copy(update={"status": status})
+    if broken := check(job):
+        raise InvalidJob(broken)
+    return job
+
+
+def parse_status(raw: Mapping[str, Any]) -> TrainingJobStatus:
+    """Read a status from JSON; unknown fields are ignored. Raises `InvalidJob`."""
+    return _read(TrainingJobStatus, raw, "status", extra="ignore")
+
+
+def _read(
+    model: type[Model], raw: Mapping[str, Any], at: str, extra: Literal["ignore"] | None = None
+) -> Model:
+    # By way of JSON: strict mode there refuses "4" for 4, as the API server does, yet reads lists and enums.
     try:
-        job = TrainingJob.model_validate(body)
-        # A newer operator may have written fields that this one does not know.
-        read = TrainingJobStatus.model_validate(status, extra="ignore")
+        return model.model_validate_json(json.dumps(raw, default=str), strict=True, extra=extra)
     except ValidationError as error:
-        raise InvalidJob(_problems(error)) from None
-    return job.model_copy(update={"status": read})
-
-
-def _problems(error: ValidationError) -> tuple[Problem, ...]:
-    return tuple(
-        Problem(".".join(str(part) for part in found["loc"]) or "manifest", found["msg"])
-        for found in error.errors(include_url=False)
-    )
+        raise InvalidJob(problems(error, model, at)) from None
