@@ -43,10 +43,10 @@ def open_api_schema() -> Schema:
     """The schema of the whole object with its CEL rules. Treat as read-only."""
     schema = structural_schema(TrainingJob)
     fields = schema["properties"]
-    # The server owns these three; a CRD may say no more about them.
+    # The server owns these three; a name is declared so that a rule can point at it.
     for name in ("apiVersion", "kind"):
         fields[name] = {"type": "string", "description": fields[name]["description"]}
-    fields["metadata"] = {"type": "object"}
+    fields["metadata"] = {"type": "object", "properties": {"name": {"type": "string"}}}
     # A default here would show an empty status on every new job, as if somebody had looked at it.
     del fields["status"]["default"]
     schema["required"] = ["spec"]

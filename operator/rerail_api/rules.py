@@ -49,7 +49,7 @@ class Rule:
     @property
     def path(self) -> str:
         """Where people see the problem."""
-        return f"{self.at}{self.field}".lstrip(".") or "metadata.name"
+        return f"{self.at}{self.field}".lstrip(".")
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ RULES: Final = (
     Rule(
         name="name-fits",
         at="",
+        field=".metadata.name",
         cel=f"self.metadata.name.size() <= {MAX_NAME} && self.metadata.name.matches('{_NAME_FORM}')",
-        message=f"metadata.name: use at most {MAX_NAME} lower-case letters, digits and '-', beginning and "
+        message=f"use at most {MAX_NAME} lower-case letters, digits and '-', beginning and "
         "ending with a letter or digit; pod names are made from it",
         holds=_name_fits,
     ),

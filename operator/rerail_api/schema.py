@@ -116,13 +116,18 @@ class _Converter:
         out["maxProperties"] = len(names)
 
     def _default(self, out: Schema, value: Any, at: str) -> None:
-        if value is None:
-            return
-        # {} is enough for objects: the server fills in their own fields' defaults.
-        out["default"] = {} if isinstance(value, dict) else value
+        # In full, not {}: the server checks a default against the rules before it fills in nested ones.
+        if value is not None:
+            out["default"] = _without_nulls(value)
 
     def _const(self, out: Schema, value: Any, at: str) -> None:
         out["enum"] = [value]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
 
 
 def _reading_order(key: str) -> tuple[int, int, str]:
