@@ -279,6 +279,10 @@ class TrainingJobStatus(ApiModel):
         default=0,
         description="Generation of running processes; rises at every start, restart and resume, never falls.",
     )
+    released_round: Count = Field(
+        default=0,
+        description="The newest round whose barrier was released: its ranks were told to run.",
+    )
     template_revision: Name | None = Field(
         default=None, description="ControllerRevision that the pods are made from."
     )

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
-from rerail_api.status import JobStatus
+from rerail_api.status import TrainingJobStatus
 
 from .world import Placement, Release
 
@@ -129,10 +129,11 @@ class Plan:
     `placement` is what this plan claims on nodes; the shell holds it until the pods are seen.
     """
 
-    status: JobStatus | None
+    status: TrainingJobStatus | None
     actions: tuple[Action, ...] = ()
     intent: bool = False
     notes: tuple[Note, ...] = ()
     requeue_after: timedelta | None = None
     placement: Placement | None = None
-    because: tuple[str, ...] = field(default=())  # the steps taken, in words, for `rerail explain`
+    because: str = ""  # the step that decided, in words, for `rerail explain`
+    memory: Mapping[str, datetime] = field(default_factory=dict)  # handed to the next pass; loss is harmless

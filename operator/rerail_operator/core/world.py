@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from rerail_api.contract import AgentState
-from rerail_api.status import LedgerStatus
+from rerail_api.status import Ledger
 from rerail_api.v1alpha1 import TrainingJob
 
 Resources = Mapping[str, int]
@@ -198,8 +198,11 @@ class World:
     agents: Mapping[str, Agent] = field(default_factory=dict)  # by pod UID
     nodes: Nodes = field(default_factory=lambda: Nodes({}))
     offer: Placement | Refusal | None = None  # the admission pass's answer for a queued job
-    ledger: LedgerStatus | None = None  # newest decided ledger, ahead of the written one
+    ledger: Ledger | None = None  # newest decided ledger, ahead of the written one
     template_frozen: bool = False  # the revision named in status was read back
     dry_run_passed: bool = False  # the strict dry run of this template revision went through
     rejections: tuple[Rejection, ...] = ()
     leading_since: datetime | None = None  # agents get time to come back after a hand-over
+    claim: Placement | None = None  # what this job's last plan claimed, not all of it seen yet
+    memory: Mapping[str, datetime] = field(default_factory=dict)  # what the last plan asked to remember
+    accelerators: tuple[str, ...] = ()  # resource names that count as accelerators
