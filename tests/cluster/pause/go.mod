@@ -1,0 +1,3 @@
+module rerail.dev/rig/pause
+
+go 1.26.0
