@@ -54,7 +54,8 @@ def _parse(text: str) -> int:
     else:
         shift += int(suffix[1:])
     # Rounding up means rounding the magnitude, so the sign waits until the end.
-    amount = numerator * 10**shift if shift >= 0 else -(-numerator // 10**-shift)
+    power: int = 10 ** abs(shift)
+    amount = numerator * power if shift >= 0 else -(-numerator // power)
     return -amount if shape["sign"] == "-" else amount
 
 
