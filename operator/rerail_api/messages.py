@@ -58,10 +58,19 @@ def problems(error: ValidationError, model: type[BaseModel], at: str = "") -> tu
     `at` is the path of the model within the manifest ("" for the whole).
     """
     found: dict[str, Problem] = {}
-    for detail in error.errors(include_url=False):
-        problem = _problem(detail, model, at)
-        found.setdefault(problem.path, problem)
+    details = error.errors(include_url=False)
+    for detail in details:
+        if not _only_follows(detail, details):
+            problem = _problem(detail, model, at)
+            found.setdefault(problem.path, problem)
     return tuple(found.values())
+
+
+def _only_follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    """A list whose only items are refused also counts as too short: the items say enough."""
+    loc = detail["loc"]
+    below = (other for other in details if len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc)
+    return detail["type"] == "too_short" and any(below)
 
 
 def _problem(detail: ErrorDetails, model: type[BaseModel], at: str) -> Problem:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from rerail_api.base import INT32_MAX, ApiModel
 from rerail_api.template import PodTemplate, accelerator_count
@@ -69,13 +69,20 @@ class CheckpointSpec(ApiModel):
     )
 
 
+def _each_once(values: tuple[int, ...]) -> tuple[int, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"write {value} once")
+    return values
+
+
 class ExitCodeMatch(ApiModel):
     """A test on the exit code of the rank that failed first."""
 
     operator: ExitCodeOperator = Field(
         description="In: the code is one of the values. NotIn: it is none of them."
     )
-    values: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field(
+    values: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], AfterValidator(_each_once)] = Field(
         min_length=1,
         max_length=255,
         description="Exit codes, 1 to 255 (128 + n for signal n). 0 is success, never a failure.",
@@ -99,6 +106,14 @@ class FailureRule(ApiModel):
     )
 
 
+def _each_name_once(rules: tuple[FailureRule, ...]) -> tuple[FailureRule, ...]:
+    names = [rule.name for rule in rules]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"name rule {name!r} once")
+    return rules
+
+
 class FailurePolicy(ApiModel):
     """How often and for which failures the job is restarted."""
 
@@ -109,7 +124,7 @@ class FailurePolicy(ApiModel):
         description="Charged restarts without progress in between before the job fails. "
         "Node loss, preemption and drain are never charged.",
     )
-    rules: tuple[FailureRule, ...] = Field(
+    rules: Annotated[tuple[FailureRule, ...], AfterValidator(_each_name_once)] = Field(
         default=(),
         max_length=MAX_RULES,
         description="Own rules, first match wins; the built-in taxonomy follows them.",

@@ -84,7 +84,7 @@ class TemplateMetaShape(BaseModel):
     labels: dict[str, Annotated[StrictStr, Field(max_length=63)]] | None = Field(
         default=None, max_length=64, description="Labels for the pods."
     )
-    annotations: dict[str, StrictStr] | None = Field(
+    annotations: dict[str, Annotated[StrictStr, Field(max_length=262_144)]] | None = Field(
         default=None, max_length=64, description="Annotations for the pods."
     )
 
