@@ -1,0 +1,23 @@
+"""The one place where the shell asks for the time; tests hand in a clock of their own."""
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def now(self) -> datetime:
+        """Wall clock, aware, UTC: for records that people and other processes read."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards: for durations and deadlines within this process."""
+        ...
+
+
+class SystemClock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()

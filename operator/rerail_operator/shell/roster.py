@@ -1,0 +1,198 @@
+"""The picture of all agents: what each last said and what it was last told. No sockets here.
+
+Rebuilt from the agents' hellos after a restart; nothing in it is needed to be right.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from rerail_api.contract import LOG_BYTES, LOG_LINES, AgentState, clean_progress
+
+from rerail_operator.core.world import Agent, Exit, Progress, Release
+
+from .frames import ExitFrame, ReleaseFrame, ReportFrame
+
+Order = dict[str, Any]
+
+# An agent repeats a progress line with a growing age, and arrival jitters: this near it is the same line.
+SAME_INSTANT = timedelta(seconds=1)
+_RUN_SEEN = frozenset(AgentState) - {AgentState.IDLE, AgentState.READY}
+_STOP_SEEN = frozenset({AgentState.STOPPING, AgentState.STOPPED, AgentState.STUCK})
+
+
+class Link(Protocol):
+    """The open connection of an agent."""
+
+    def write(self, message: Order) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Record:
+    """One agent by pod UID; outlives its connection, until `forget`."""
+
+    job_uid: str
+    said: Agent
+    last_seen: datetime
+    link: Link | None = None
+    silent: bool = False
+    order: Order | None = None
+    order_sent: float = float("-inf")
+
+    @property
+    def connected(self) -> bool:
+        return self.link is not None and not self.silent
+
+    def agent(self) -> Agent:
+        if self.said.last_seen is not self.last_seen or self.said.connected != self.connected:
+            self.said = replace(self.said, connected=self.connected, last_seen=self.last_seen)
+        return self.said
+
+
+class Roster:
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+        self._jobs: dict[str, dict[str, Record]] = {}
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, pod_uid: str) -> Record | None:
+        return self._records.get(pod_uid)
+
+    def agents(self, job_uid: str) -> Mapping[str, Agent]:
+        """A copy; agents that have never said hello are absent."""
+        return {uid: record.agent() for uid, record in self._jobs.get(job_uid, {}).items()}
+
+    def put(self, job_uid: str, agent: Agent, link: Link) -> Record:
+        """A hello: the newest connection of a pod is the pod's; what it was told before is kept."""
+        record = Record(job_uid, agent, agent.last_seen, link)
+        if (known := self.forget(agent.pod_uid)) is not None and known.job_uid == job_uid:
+            record.order = known.order
+        self._records[agent.pod_uid] = record
+        self._jobs.setdefault(job_uid, {})[agent.pod_uid] = record
+        return record
+
+    def forget(self, pod_uid: str) -> Record | None:
+        record = self._records.pop(pod_uid, None)
+        if record is not None:
+            siblings = self._jobs[record.job_uid]
+            del siblings[pod_uid]
+            if not siblings:
+                del self._jobs[record.job_uid]
+        return record
+
+
+def observe_report(pod_uid: str, report: ReportFrame, now: datetime, known: Agent | None = None) -> Agent:
+    """A report in the core's words, ages turned into leader time.
+
+    `known`: the agent as seen before; instants of what it merely repeats are taken over from it, so that the
+    same facts give the same record.
+    """
+    if known is not None and known.round != report.round:
+        known = None
+    return Agent(
+        pod_uid=pod_uid,
+        state=report.state,
+        round=report.round,
+        connected=True,
+        last_seen=now,
+        address=report.address or "",
+        port=report.port or 0,
+        release=_release(report.release),
+        exit=_exit(report.exit, now, known.exit if known else None),
+        progress=_progress(report, now, known.progress if known else None),
+        ranks_alive=report.ranks_alive,
+    )
+
+
+def _release(frame: ReleaseFrame | None) -> Release | None:
+    if frame is None:
+        return None
+    return Release(
+        round=frame.round,
+        node_rank=frame.node_rank,
+        num_nodes=frame.num_nodes,
+        nproc=frame.nproc,
+        master_addr=frame.master_addr,
+        master_port=frame.master_port,
+        min_step=frame.min_step,
+    )
+
+
+def _exit(frame: ExitFrame | None, now: datetime, known: Exit | None) -> Exit | None:
+    if frame is None:
+        return None
+    seen = Exit(
+        exit_code=frame.exit_code,
+        signal=frame.signal,
+        rank=frame.rank,
+        local_rank=frame.local_rank,
+        ordered=frame.ordered,
+        exception=frame.exception,
+        last_line=(frame.last_line or "")[:LOG_BYTES],
+        lines=bounded_lines(frame.lines),
+        contract=frame.contract,
+        same_on_all=frame.same_on_all,
+        at=now - timedelta(seconds=frame.age),
+    )
+    # the first telling of an exit has the least delay in it; details may be filled in later
+    if known is not None and _who_and_how(seen) == _who_and_how(known):
+        return replace(seen, at=known.at)
+    return seen
+
+
+def _who_and_how(seen: Exit) -> tuple[int | None, int | None, int | None]:
+    return seen.rank, seen.exit_code, seen.signal
+
+
+def bounded_lines(lines: list[str]) -> tuple[str, ...]:
+    """The last LOG_LINES lines, at most LOG_BYTES characters in all; a line cut in front says so."""
+    kept: list[str] = []
+    left = LOG_BYTES
+    for line in reversed(lines[-LOG_LINES:]):
+        if left <= 1:
+            break
+        kept.append(line if len(line) <= left else "…" + line[-(left - 1) :])
+        left -= len(kept[-1])
+    return tuple(reversed(kept))
+
+
+def _progress(report: ReportFrame, now: datetime, known: Progress | None) -> Progress | None:
+    fields = clean_progress(report.progress)
+    if fields is None:
+        return None
+    fields["contract"] = bool(fields.get("contract"))
+    at = now - timedelta(seconds=report.progress_age or 0.0)
+    seen = Progress(**fields, at=at)
+    if known is not None and known.at is not None and at < known.at + SAME_INSTANT:
+        unmoved = replace(seen, at=known.at)
+        return known if unmoved == known else seen
+    return seen
+
+
+def is_transition(before: Agent, after: Agent) -> bool:
+    """Whether a report says something that a pass must see at once; progress alone can wait a moment."""
+    return replace(before, progress=None, last_seen=after.last_seen) != replace(after, progress=None)
+
+
+def is_reflected(order: Order, agent: Agent) -> bool:
+    """Whether the agent's own words show that it has taken this order in."""
+    wanted = order.get("round", 0)
+    match order.get("do"):
+        case "finish":
+            return False  # its answer is the end of the connection
+        case "join":
+            return agent.round > wanted or (agent.round == wanted and agent.state is not AgentState.IDLE)
+        case "run":
+            return agent.round > wanted or (agent.round == wanted and agent.state in _RUN_SEEN)
+        case "stop":
+            return agent.round > wanted or (agent.round == wanted and agent.state in _STOP_SEEN)
+        case _:
+            return False
