@@ -1,4 +1,4 @@
-"""Names and labels of what Rerail creates: functions of the job's identity, so creating twice is creating once."""
+"""Names and labels of what Rerail creates, made from the job's identity: creating twice is creating once."""
 
 import hashlib
 import json
