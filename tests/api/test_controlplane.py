@@ -155,7 +155,7 @@ def test_people_see_the_columns(cluster: ControlPlane, api: ApiClient) -> None:
 
 def test_kubectl_explains_every_field(cluster: ControlPlane) -> None:
     # The OpenAPI document follows the CRD a moment later.
-    shown = until(lambda: _explain(cluster, "trainingjob.spec.numProcPerNode"), 60.0, "kubectl explain")
+    shown = until(lambda: _explain(cluster, "tj.spec.numProcPerNode"), 60.0, "kubectl explain")
     assert "Ranks per node, 1 to 64, or auto" in " ".join(shown.split())
 
 
