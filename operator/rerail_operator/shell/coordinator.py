@@ -123,6 +123,7 @@ class Coordinator:
         if record is None:
             return False
         if record.order != order:
+            encode({**order, "term": self._leadership.term})  # refuse here, not at the agent's next hello
             record.order = dict(order)
             record.order_sent = float("-inf")
         if record.link is None:

@@ -12,7 +12,7 @@ NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Age = Annotated[float, msgspec.Meta(ge=0)]
 
 
-class BadFrame(Exception):
+class BadFrame(ValueError):
     """The peer does not speak the protocol; the message says what is wrong with the frame."""
 
 
