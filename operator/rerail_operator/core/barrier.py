@@ -1,0 +1,144 @@
+"""The barrier of a round: all agents in, the release written, then told; again to whoever missed it."""
+
+from dataclasses import replace
+from datetime import datetime
+
+from rerail_api.contract import AgentState
+from rerail_api.status import ConditionType, Phase, Stage
+from rerail_api.v1alpha1 import TrainingJob
+
+from .evidence import finished_with_zero
+from .gang import Seat, leftovers
+from .ledger import gathering_stage
+from .outcome import Outcome
+from .plan import Action, OrderRun
+from .reasons import Reason
+from .restarts import delay_before
+from .template_facts import num_proc
+from .waiting import SOON, deadline_in, joins, new_round, removals, starting, waiting_for
+from .world import Release, World
+
+
+def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
+    """All pods are there: bring their agents to the barrier, release it, and see them run."""
+    status = job.status
+    round_ = status.round
+    tidy = removals(world, taken, round_)
+    if status.released_round == round_:
+        return _run(world, job, taken, tidy)
+    at_barrier = [seat for seat in taken if seat.at(AgentState.READY, round_)]
+    # A rank that rerail's own order started before the write was seen can only be of this round.
+    if len(at_barrier) < len(taken):
+        reason, message = waiting_for(taken, round_)
+        return starting(
+            job,
+            reason,
+            message,
+            gathering_stage(taken, round_),
+            actions=(*tidy, *joins(taken, round_)),
+            requeue_after=deadline_in(job, now),
+            memory=_stuck_memory(world, taken, now),
+            because="the barrier waits for every node rank",
+        )
+    held = _held_back_until(job)
+    if held is not None and now < held:
+        return starting(
+            job,
+            Reason.BACKING_OFF,
+            f"the same failure {status.same_point.count if status.same_point else 0} times: next start in "
+            f"{(held - now).total_seconds():.0f} s",
+            Stage.DECISION,
+            actions=tidy,
+            requeue_after=held - now,
+            because="back-off between identical failures",
+        )
+    if any(pod.node_rank < len(taken) and pod.alive for pod in leftovers(world, len(taken))):
+        return starting(
+            job,
+            Reason.AT_BARRIER,
+            "a superseded pod has not gone yet",
+            Stage.RENDEZVOUS,
+            actions=tidy,
+            requeue_after=SOON,
+            because="at most one pod per node rank may run",
+        )
+    return replace(
+        starting(
+            job,
+            Reason.RELEASED,
+            f"all {len(taken)} nodes are at the barrier",
+            Stage.START,
+            because="intent first: the release is written before any rank starts",
+        ),
+        changes={"released_round": round_, "start_time": status.start_time or now},
+        intent=True,
+    )
+
+
+def _held_back_until(job: TrainingJob) -> datetime | None:
+    status = job.status
+    if not status.incidents or status.incidents[-1].resolved_time is not None:
+        return None
+    began = status.incidents[-1].start_time
+    return began + delay_before(status) if began is not None else None
+
+
+def _stuck_memory(world: World, taken: tuple[Seat, ...], now: datetime) -> dict[str, datetime]:
+    return {
+        f"stuck/{s.pod.uid}": world.memory.get(f"stuck/{s.pod.uid}", now)
+        for s in taken
+        if s.pod is not None and s.pod.unschedulable and not s.pod.bound
+    }
+
+
+def _run(world: World, job: TrainingJob, taken: tuple[Seat, ...], tidy: tuple[Action, ...]) -> Outcome:
+    """The barrier is released: whoever still stands at it gets the release word for word."""
+    status = job.status
+    round_ = status.round
+    held = [s.agent.release for s in taken if s.agent and s.agent.release and s.agent.release.round == round_]
+    common = {(r.master_addr, r.master_port, r.num_nodes, r.nproc) for r in held}
+    if len(common) > 1:
+        return new_round(job, Reason.RELEASES_DIFFER, f"two releases of round {round_} are held", {})
+    waiting = [s for s in taken if s.at(AgentState.READY, round_)]
+    late = joins(taken, round_)
+    if waiting:
+        model = held[0] if held else _release(world, job, taken)
+        if model is not None:
+            releases = {
+                s.pod.uid: replace(model, node_rank=s.node_rank) for s in waiting if s.pod is not None
+            }
+            tidy = (*tidy, OrderRun(releases, round_))
+    running = sum(1 for s in taken if s.at(AgentState.RUNNING, round_) or finished_with_zero(s, round_))
+    if running == len(taken):
+        return Outcome(
+            Phase.RUNNING,
+            Reason.ALL_RANKS_RUNNING,
+            f"all ranks of {len(taken)} nodes run",
+            Stage.PRODUCTIVE,
+            conditions=((ConditionType.RUNNING, True, Reason.ALL_RANKS_RUNNING, ""),),
+            actions=tidy,
+            requeue_after=SOON,
+            because="nothing is missing",
+        )
+    return starting(
+        job,
+        Reason.NODES_STARTING,
+        f"{running} of {len(taken)} nodes run their ranks",
+        Stage.START,
+        actions=(*tidy, *late),
+        requeue_after=SOON,
+        because="released; not every agent has started its ranks",
+    )
+
+
+def _release(world: World, job: TrainingJob, taken: tuple[Seat, ...]) -> Release | None:
+    first = taken[0].agent
+    if first is None or first.port == 0:
+        return None
+    status = job.status
+    nproc = num_proc(job.spec, job.spec.template, world.accelerators)
+    if isinstance(nproc, str):
+        return None
+    # A later round must never begin below what is known to be committed.
+    floor = status.last_checkpoint.step if status.last_checkpoint is not None else 0
+    return Release(status.round, 0, len(taken), nproc, first.address, first.port, floor)

@@ -1,0 +1,80 @@
+"""The whole story of one pass: what was seen and the time in, a Plan out. Steps return early, by name."""
+
+from datetime import datetime, timedelta
+
+from rerail_api.status import ConditionType
+from rerail_api.v1alpha1 import TrainingJob
+
+from . import queueing
+from .ending import after_the_end, completed, failed, tear_down
+from .evidence import find_faults, finished_with_zero
+from .gang import Seat, seats
+from .gathering import gather
+from .outcome import Outcome
+from .plan import Plan
+from .publish import publish
+from .reasons import Reason
+from .repair import answer
+from .waiting import blocked_by, past_startup_deadline
+from .world import World
+
+
+def decide(world: World, now: datetime) -> Plan:
+    """What to do about one job. Pure: the same world at the same time gives the same plan."""
+    job = world.job
+    if job is None and world.invalid:
+        return Plan(None, because=f"the stored object cannot be read: {world.invalid}")
+    if job is None or job.metadata.deletion_timestamp is not None:
+        return tear_down(world)
+    if job.status.finished:
+        return after_the_end(world, job, now)
+    taken = seats(world, job.spec.num_nodes)
+    return publish(world, job, taken, _step(world, job, taken, now), now)
+
+
+def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
+    status = job.status
+    if _deadline_passed(job, now):
+        return failed(
+            job,
+            Reason.ACTIVE_DEADLINE_EXCEEDED,
+            f"active for longer than {job.spec.active_deadline_seconds} s",
+            now,
+        )
+    if job.spec.suspend:
+        return queueing.suspend(world, job)
+    if not status.is_true(ConditionType.ADMITTED):
+        return queueing.queue(world, job, now)
+    if status.template_hash != queueing.shape_hash(job):
+        return queueing.give_back(
+            Reason.SPEC_CHANGED,
+            "the spec was changed while suspended: save, stop, and start from the new one",
+        )
+    if _all_done(job, taken):
+        return completed(job, now)
+    faults = find_faults(world, taken, now)
+    if faults:
+        return answer(world, job, taken, faults, now)
+    if past_startup_deadline(job, now) and not status.start_time:
+        return failed(
+            job,
+            Reason.STARTUP_DEADLINE_EXCEEDED,
+            f"not all ranks ran within {job.spec.startup_deadline_seconds} s: "
+            + blocked_by(taken, status.round),
+            now,
+        )
+    if past_startup_deadline(job, now):
+        return queueing.give_back(
+            Reason.GAVE_BACK, f"the gang was not complete in time: {blocked_by(taken, status.round)}"
+        )
+    return gather(world, job, taken, now)
+
+
+def _all_done(job: TrainingJob, taken: tuple[Seat, ...]) -> bool:
+    status = job.status
+    return status.released_round == status.round and all(finished_with_zero(s, status.round) for s in taken)
+
+
+def _deadline_passed(job: TrainingJob, now: datetime) -> bool:
+    limit, began = job.spec.active_deadline_seconds, job.status.start_time
+    return limit is not None and began is not None and now - began >= timedelta(seconds=limit)

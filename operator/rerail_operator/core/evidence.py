@@ -1,0 +1,366 @@
+"""What speaks for a fault: one look at every seat, and the root among what was found.
+
+Order of causes (first wins): an ordered stop or a disruption; a lost node or container; a signal that the
+agent did not send; a code of our table; the earliest other exit, by age since exit and never by comparing
+clocks of two machines.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import IntEnum
+
+from rerail_api.contract import AgentState, ExitCode
+from rerail_api.status import IncidentClass
+
+from .gang import Seat
+from .lastwords import last_words
+from .world import Exit, Pod, PodPhase, Termination, World
+
+COLLECT = timedelta(seconds=1)
+"""After the first report of a round: how long others may still report before the root is named."""
+CONTAINER_STATUS = timedelta(seconds=5)
+"""How long the kubelet may take to say how a container ended whose agent has gone silent."""
+SUSPECT = timedelta(seconds=6)
+"""Three missed heartbeats."""
+SILENT_IS_LOST = timedelta(seconds=20)
+"""Silence after which an agent on a node that claims to be Ready counts as lost."""
+
+
+class Cause(IntEnum):
+    """Kinds of cause, strongest first."""
+
+    ORDERED = 0
+    LOST = 1
+    SIGNAL = 2
+    CODE = 3
+    EXIT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that ended, or will end, a node rank's part in the round."""
+
+    cause: Cause
+    kind: IncidentClass
+    node_rank: int
+    at: datetime
+    message: str
+    pod: Pod | None = None
+    exit: Exit | None = None
+    exclude_node: bool = False
+
+    @property
+    def node(self) -> str | None:
+        return self.pod.node if self.pod is not None else None
+
+    @property
+    def key(self) -> str:
+        """Under which the first sight of this fault is remembered."""
+        return f"fault/{self.node_rank}/{self.pod.uid if self.pod else 'gone'}/{self.cause.name}"
+
+
+def find_faults(world: World, taken: Iterable[Seat], now: datetime) -> tuple[Fault, ...]:
+    """Every fault that counts against the current round, each with the time it was first seen."""
+    assert world.job is not None  # noqa: S101 - narrowing; callers hold a live job
+    status = world.job.status
+    found: list[Fault] = []
+    seats_ = tuple(taken)
+    for seat in seats_:
+        fault = _seat_fault(world, seat, status.round, status.released_round, now)
+        if fault is not None:
+            found.append(fault)
+    found = _hold_if_ours(world, found, len(seats_))
+    return tuple(replace(f, at=min(f.at, world.memory.get(f.key, f.at))) for f in found)
+
+
+def _hold_if_ours(world: World, found: list[Fault], size: int) -> list[Fault]:
+    """More silent agents at once than max(3, 5 %) means our own network: none of them counts."""
+    silent = [f for f in found if f.kind is IncidentClass.NETWORK]
+    if len(silent) > max(3, size // 20):
+        return [f for f in found if f.kind is not IncidentClass.NETWORK]
+    return found
+
+
+def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datetime) -> Fault | None:
+    pod = seat.pod
+    if pod is None:
+        if released != round_:
+            return None
+        return Fault(
+            Cause.ORDERED,
+            IncidentClass.PREEMPTION,
+            seat.node_rank,
+            now,
+            f"the pod of node rank {seat.node_rank} is gone: it was deleted by force",
+        )
+    # A dead pod of an older round is already accounted for: opening this round was the answer to it.
+    if not pod.alive and pod.birth_round < round_ and released != round_:
+        return None
+    if finished_with_zero(seat, round_):
+        return None
+    return (
+        _disrupted(seat, pod, now)
+        or _node_lost(world, seat, pod, now)
+        or _container_ended(seat, pod, round_, now)
+        or _rank_failed(seat, pod, round_)
+        or _agent_stuck(seat, pod, now)
+        or _agent_silent(world, seat, pod, now)
+    )
+
+
+def finished_with_zero(seat: Seat, round_: int) -> bool:
+    """Whether this node's ranks of the round all ended with 0: told by the agent, or by its last words."""
+    agent, pod = seat.agent, seat.pod
+    if agent is not None and agent.round == round_ and agent.state is AgentState.DONE:
+        return True
+    if pod is None or pod.phase is not PodPhase.SUCCEEDED or pod.termination is None:
+        return False
+    words = last_words(pod.termination)
+    return words is not None and words.round == round_ and words.state is AgentState.DONE
+
+
+DRAINS = frozenset({"EvictionByEvictionAPI", "DeletionByTaintManager", "TerminationByKubelet"})
+
+
+def _disrupted(seat: Seat, pod: Pod, now: datetime) -> Fault | None:
+    told = seat.agent.exit if seat.agent is not None else None
+    if not pod.disruption and not pod.deleting:
+        if told is None or not told.ordered:
+            return None
+        return Fault(
+            Cause.ORDERED,
+            IncidentClass.PREEMPTION,
+            seat.node_rank,
+            told.at or now,
+            f"pod {pod.name} was told to stop",
+            pod,
+            told,
+        )
+    kind = IncidentClass.DRAIN if pod.disruption in DRAINS else IncidentClass.PREEMPTION
+    why = pod.disruption or "it was deleted"
+    return Fault(
+        Cause.ORDERED,
+        kind,
+        seat.node_rank,
+        now,
+        f"pod {pod.name} on {pod.node}: {why}",
+        pod,
+        told,
+        exclude_node=kind is IncidentClass.DRAIN,
+    )
+
+
+def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | None:
+    if not pod.bound or pod.ended:
+        return None
+    node, agent = world.nodes.get(pod.node), seat.agent
+    if node is not None and node.ready is True:
+        return None
+    if agent is not None and (agent.connected or now - agent.last_seen < SUSPECT):
+        return None
+    what = f"node {pod.node} is " + ("gone from the cluster" if node is None else "not ready")
+    at, beat = now, ""
+    if agent is not None:
+        at = agent.last_seen
+        beat = f", its agent was last heard of {(now - at).total_seconds():.0f} s ago"
+    return Fault(
+        Cause.LOST,
+        IncidentClass.NODE_LOSS,
+        seat.node_rank,
+        at,
+        f"{what}{beat}; its log is gone with it",
+        pod,
+        exclude_node=True,
+    )
+
+
+OUT_OF_MEMORY = "OOMKilled"
+
+
+def _container_ended(seat: Seat, pod: Pod, round_: int, now: datetime) -> Fault | None:
+    if not pod.ended:
+        return None
+    ending = pod.termination
+    told = seat.agent.exit if seat.agent is not None and seat.agent.round == round_ else None
+    words = last_words(ending) if ending is not None else None
+    if told is None and words is not None:
+        told = words.exit
+    if ending is not None and ending.reason == OUT_OF_MEMORY:
+        return Fault(
+            Cause.LOST,
+            IncidentClass.OUT_OF_MEMORY,
+            seat.node_rank,
+            now,
+            f"the container of {pod.name} was killed: out of memory",
+            pod,
+            told or _log_tail(ending),
+        )
+    if told is not None:
+        return _from_exit(seat.node_rank, pod, told, now)
+    if ending is None:
+        return Fault(
+            Cause.LOST,
+            IncidentClass.CONTAINER_LOSS,
+            seat.node_rank,
+            now,
+            f"pod {pod.name} failed without a container status",
+            pod,
+        )
+    return Fault(
+        Cause.LOST,
+        IncidentClass.CONTAINER_LOSS,
+        seat.node_rank,
+        now,
+        f"the container of {pod.name} ended with code {ending.exit_code} ({ending.reason or 'no reason'})"
+        " and without a word of its agent",
+        pod,
+        _log_tail(ending),
+    )
+
+
+def _log_tail(ending: Termination) -> Exit:
+    lines = tuple(ending.message.splitlines()[-20:]) if last_words(ending) is None else ()
+    return Exit(
+        exit_code=ending.exit_code, signal=ending.signal, last_line=lines[-1] if lines else "", lines=lines
+    )
+
+
+def _rank_failed(seat: Seat, pod: Pod, round_: int) -> Fault | None:
+    agent = seat.agent
+    if agent is None or agent.round != round_ or agent.exit is None:
+        return None
+    return _from_exit(seat.node_rank, pod, agent.exit, agent.last_seen)
+
+
+TABLE: dict[int, IncidentClass] = {
+    ExitCode.BAD_CONFIG: IncidentClass.USER_ERROR,
+    ExitCode.DATA_MISMATCH: IncidentClass.USER_ERROR,
+    ExitCode.NO_CHECKPOINT: IncidentClass.CHECKPOINT_FAULT,
+    67: IncidentClass.USER_ERROR,
+    68: IncidentClass.USER_ERROR,
+    69: IncidentClass.USER_ERROR,
+    ExitCode.RETRY_IN_PLACE: IncidentClass.PROCESS_FAULT,
+    ExitCode.LEAVE_NODE: IncidentClass.GPU_FAULT,
+    ExitCode.NON_FINITE: IncidentClass.NUMERIC,
+    ExitCode.BAD_DATA_SHARD: IncidentClass.BAD_DATA,
+    ExitCode.HANG: IncidentClass.HANG,
+    ExitCode.RENDEZVOUS_FAILED: IncidentClass.RENDEZVOUS_FAULT,
+    ExitCode.DO_NOT_REQUEUE: IncidentClass.USER_ERROR,
+}
+"""Our exit codes and what they mean; binding only for programs that declare the contract."""
+
+
+def _from_exit(node_rank: int, pod: Pod, told: Exit, now: datetime) -> Fault:
+    at = told.at or now
+    if told.ordered:
+        return Fault(
+            Cause.ORDERED,
+            IncidentClass.PREEMPTION,
+            node_rank,
+            at,
+            f"pod {pod.name} was told to stop",
+            pod,
+            told,
+        )
+    who = f"rank {told.rank}" if told.rank is not None else f"a rank of node rank {node_rank}"
+    if told.signal is not None:
+        return Fault(
+            Cause.SIGNAL,
+            IncidentClass.PROCESS_FAULT,
+            node_rank,
+            at,
+            f"{who} was killed by signal {told.signal} on {pod.node}",
+            pod,
+            told,
+        )
+    kind = TABLE.get(told.exit_code or 0) if told.contract else None
+    what = f"{who} exited with code {told.exit_code} on {pod.node}"
+    if told.exception:
+        what += f" ({told.exception})"
+    if kind is not None:
+        return Fault(
+            Cause.CODE,
+            kind,
+            node_rank,
+            at,
+            what,
+            pod,
+            told,
+            exclude_node=told.exit_code == ExitCode.LEAVE_NODE,
+        )
+    return Fault(Cause.EXIT, IncidentClass.PROCESS_FAULT, node_rank, at, what, pod, told)
+
+
+def _agent_stuck(seat: Seat, pod: Pod, now: datetime) -> Fault | None:
+    if seat.agent is None or seat.agent.state is not AgentState.STUCK:
+        return None
+    return Fault(
+        Cause.LOST,
+        IncidentClass.CONTAINER_LOSS,
+        seat.node_rank,
+        now,
+        f"processes in {pod.name} cannot be stopped; the pod is replaced",
+        pod,
+        exclude_node=True,
+    )
+
+
+def _agent_silent(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | None:
+    """An agent that was there and is not: lost only after a long silence that no moving step vetoes."""
+    agent = seat.agent
+    if agent is None or agent.connected or pod.phase is not PodPhase.RUNNING:
+        return None
+    since = max(agent.last_seen, world.leading_since or agent.last_seen)
+    if now - since < SILENT_IS_LOST or _gang_moves_since(world, agent.last_seen):
+        return None
+    return Fault(
+        Cause.LOST,
+        IncidentClass.NETWORK,
+        seat.node_rank,
+        agent.last_seen,
+        f"the agent of {pod.name} on {pod.node} has been silent for"
+        f" {(now - agent.last_seen).total_seconds():.0f} s",
+        pod,
+        exclude_node=True,
+    )
+
+
+def _gang_moves_since(world: World, then: datetime) -> bool:
+    return any(
+        a.connected
+        and a.progress is not None
+        and a.progress.at is not None
+        and a.progress.at > then + SUSPECT
+        for a in world.agents.values()
+    )
+
+
+def root_cause(faults: Iterable[Fault]) -> Fault:
+    """The one fault that the others follow from."""
+    return min(faults, key=lambda f: (f.cause, f.at, f.node_rank))
+
+
+def still_collecting(
+    world: World, taken: Iterable[Seat], faults: tuple[Fault, ...], now: datetime
+) -> timedelta | None:
+    """How much longer to wait for more evidence before naming the root; None when enough is known."""
+    seats_ = tuple(taken)
+    first = min(f.at for f in faults)
+    if root_cause(faults).cause is not Cause.ORDERED and _container_status_owed(seats_, faults):
+        left = first + CONTAINER_STATUS - now
+        if left > timedelta(0):
+            return left
+    if len(faults) == len(seats_):
+        return None
+    left = first + COLLECT - now
+    return left if left > timedelta(0) else None
+
+
+def _container_status_owed(taken: tuple[Seat, ...], faults: tuple[Fault, ...]) -> bool:
+    """A running pod whose agent is gone without a report: its container may have been killed."""
+    told = {f.node_rank for f in faults}
+    return any(
+        seat.node_rank not in told and seat.filled and seat.agent is not None and not seat.agent.connected
+        for seat in taken
+    )

@@ -1,0 +1,147 @@
+"""From admitted to a full set of pods: template, pods, places. Each look does what is missing."""
+
+from datetime import datetime, timedelta
+
+from rerail_api.status import Stage
+from rerail_api.v1alpha1 import TrainingJob
+
+from .barrier import assemble
+from .gang import Seat
+from .ledger import gathering_stage
+from .names import pod_name
+from .outcome import Outcome
+from .placement import gang_request, place_missing
+from .plan import Action, CreatePod, FreezeTemplate
+from .queueing import give_back
+from .reasons import Reason
+from .waiting import avoided, excluding, joins, new_round, removals, starting, waiting_since
+from .world import Placement, Refusal, World
+
+UNSCHEDULABLE_PATIENCE = timedelta(seconds=10)
+"""How long a pinned pod may stay unschedulable before its node is planned again."""
+KEEP_AWAY = timedelta(minutes=5)
+
+
+def gather(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
+    """One look at a gang that holds its nodes and has no fault."""
+    status = job.status
+    if not world.template_frozen:
+        revision, shape = status.template_revision or "", status.template_hash or ""
+        return starting(
+            job,
+            Reason.PLACING_PODS,
+            "the template is being frozen",
+            Stage.PLACEMENT,
+            actions=(FreezeTemplate(revision, shape),),
+            because="pods come from a frozen template only",
+        )
+    taken_name = _name_taken(world, job, taken)
+    if taken_name is not None:
+        return new_round(job, Reason.NAME_TAKEN, f"a pod named {taken_name} exists and is not ours", {})
+    refused = next((r for r in world.rejections if r.action == "CreatePod"), None)
+    if refused is not None:
+        reason = Reason.QUOTA_EXCEEDED if refused.retriable else Reason.TEMPLATE_REJECTED
+        return give_back(reason, f"the API server refuses a pod of the gang: {refused.message}")
+    lost = _placement_lost(world, job, taken, now)
+    if lost is not None:
+        return lost
+    missing = tuple(seat.node_rank for seat in taken if not seat.filled)
+    if missing:
+        return _fill(world, job, taken, missing, now)
+    return assemble(world, job, taken, now)
+
+
+def _name_taken(world: World, job: TrainingJob, taken: tuple[Seat, ...]) -> str | None:
+    ours = {pod.name for pod in world.pods}
+    for rejection in world.rejections:
+        if rejection.action == "NameTaken" and rejection.pod_name not in ours:
+            return rejection.pod_name
+    return None
+
+
+def _placement_lost(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome | None:
+    """Pods whose planned node was taken by somebody else: leave those nodes out and plan again."""
+    stuck = [
+        seat.pod
+        for seat in taken
+        if seat.pod is not None and seat.filled and not seat.pod.bound and seat.pod.unschedulable
+    ]
+    overdue = [
+        pod for pod in stuck if now - world.memory.get(f"stuck/{pod.uid}", now) >= UNSCHEDULABLE_PATIENCE
+    ]
+    if not overdue:
+        return None
+    first = overdue[0]
+    message = f"pod {first.name} does not get {first.node}: {first.unschedulable}"
+    until = now + KEEP_AWAY
+    return new_round(
+        job,
+        Reason.PLACEMENT_LOST,
+        message,
+        {"excluded_nodes": excluding(job, [(p.node, p.unschedulable) for p in overdue], until)},
+    )
+
+
+def _fill(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
+) -> Outcome:
+    """Create the missing pods, each on the node that was claimed for it or on a newly planned one."""
+    status = job.status
+    plan = _where(world, job, taken, missing, now)
+    if isinstance(plan, Refusal):
+        since = waiting_since(job)
+        limit = timedelta(seconds=job.spec.startup_deadline_seconds)
+        if now - since >= limit:
+            return give_back(Reason.GAVE_BACK, f"no place for node rank {missing[0]} in time: {plan.message}")
+        return starting(
+            job,
+            Reason.UNPLACEABLE,
+            plan.message,
+            Stage.PLACEMENT,
+            actions=joins(taken, status.round),
+            requeue_after=min(limit - (now - since), timedelta(seconds=15)),
+            because="a node rank must move and there is no room: the others wait at the barrier",
+        )
+    creates = tuple(
+        CreatePod(
+            pod_name(job.metadata.name, job.metadata.uid, status.round, rank),
+            plan.nodes[rank],
+            rank,
+            rank,
+            status.round,
+        )
+        for rank in missing
+    )
+    actions: tuple[Action, ...] = (
+        *removals(world, taken, status.round),
+        *joins(taken, status.round),
+        *creates,
+    )
+    stage = gathering_stage(taken, status.round)
+    return starting(
+        job,
+        Reason.PLACING_PODS,
+        f"creating {len(creates)} of {job.spec.num_nodes} pods",
+        stage,
+        actions=actions,
+        placement=plan,
+        because="node ranks without a pod get one",
+    )
+
+
+def _where(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
+) -> Placement | Refusal:
+    away = avoided(job, now)
+    keep = {seat.node_rank: seat.pod.node for seat in taken if seat.filled and seat.pod is not None}
+    claimed = dict(world.claim.nodes) if world.claim is not None else {}
+    for seat in taken:
+        # A pod that died on a healthy node is replaced where it was: its data and caches are there.
+        if seat.pod is not None and seat.node_rank in missing:
+            claimed.setdefault(seat.node_rank, seat.pod.node)
+    wished = {r: claimed[r] for r in missing if r in claimed and claimed[r] not in away}
+    request = gang_request(job.spec.template, job.spec.num_nodes, away)
+    found = place_missing(request, world.nodes, missing, keep, wished)
+    if isinstance(found, Refusal):
+        return found
+    return Placement({**keep, **found.nodes})

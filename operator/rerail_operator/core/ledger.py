@@ -1,0 +1,114 @@
+"""The ledger: every second of a job's life is booked to exactly one stage, on the leader's clock."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from rerail_api.contract import AgentState, ProgressPhase
+from rerail_api.status import (
+    STAGES_OUTSIDE_ETTR,
+    Incident,
+    Ledger,
+    Stage,
+    TrainingJobStatus,
+)
+
+from .gang import Seat
+from .world import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """The ledger after a booking, and what was booked: (stage, seconds)."""
+
+    ledger: Ledger
+    booked: tuple[tuple[Stage, float], ...]
+
+
+def advance(
+    before: Ledger, created: datetime, now: datetime, next_stage: Stage, fault_at: datetime | None = None
+) -> Booking:
+    """Book the time since the last booking to the stage that ran, and enter `next_stage`.
+
+    `fault_at`: a failure that has just been noticed; what passed since then was detection, whatever the
+    ledger believed. The parts always sum to `now - created`.
+    """
+    since = before.stage_since or created
+    stage = before.stage or Stage.QUEUED
+    now = max(now, since)
+    turn = now
+    if fault_at is not None and stage in (Stage.PRODUCTIVE, Stage.REPLAY, Stage.CHECKPOINT_STALL):
+        turn = min(max(fault_at, since), now)
+    booked = [(stage, (turn - since).total_seconds()), (Stage.DETECTION, (now - turn).total_seconds())]
+    booked = [(s, seconds) for s, seconds in booked if seconds > 0]
+    lost = dict(before.lost_seconds)
+    productive = before.productive_seconds
+    for spent_on, seconds in booked:
+        if spent_on is Stage.PRODUCTIVE:
+            productive += seconds
+        else:
+            lost[spent_on] = lost.get(spent_on, 0.0) + seconds
+    wall = productive + sum(lost.values())
+    counted = wall - sum(lost.get(s, 0.0) for s in STAGES_OUTSIDE_ETTR)
+    ledger = Ledger(
+        wall_seconds=wall,
+        productive_seconds=productive,
+        lost_seconds=lost,
+        stage=next_stage,
+        stage_since=now,
+        highest_step=before.highest_step,
+        ettr=min(1.0, productive / counted) if counted > 0 else 0.0,
+    )
+    return Booking(ledger, tuple(booked))
+
+
+def charge_open_incident(
+    incidents: tuple[Incident, ...], booked: tuple[tuple[Stage, float], ...]
+) -> tuple[Incident, ...]:
+    """Add what was booked to the newest incident while it is open."""
+    if not incidents or incidents[-1].resolved_time is not None:
+        return incidents
+    last = incidents[-1]
+    spent = dict(last.stage_seconds)
+    for stage, seconds in booked:
+        if stage is not Stage.PRODUCTIVE:
+            spent[stage] = spent.get(stage, 0.0) + seconds
+    return (*incidents[:-1], last.model_copy(update={"stage_seconds": spent}))
+
+
+def running_stage(status: TrainingJobStatus, progress: Progress | None, highest: int | None) -> Stage:
+    """The stage of a gang whose ranks all run, by what its program says of itself."""
+    reports = status.progress.step is not None or status.ledger.highest_step is not None
+    if progress is None:
+        # A program that has never reported: its running is all that can be known of it.
+        return Stage.LOAD if reports else Stage.PRODUCTIVE
+    if progress.phase == ProgressPhase.COMPILE:
+        return Stage.COMPILE
+    if progress.phase == ProgressPhase.SAVE:
+        return Stage.CHECKPOINT_STALL
+    if progress.phase == ProgressPhase.INIT or progress.step is None:
+        return Stage.LOAD
+    replays = bool(status.incidents) and status.incidents[-1].resolved_time is None
+    if replays and highest is not None and progress.step <= highest:
+        return Stage.REPLAY
+    return Stage.PRODUCTIVE
+
+
+def gathering_stage(taken: tuple[Seat, ...], round_: int) -> Stage:
+    """The stage of a gang on its way to the barrier: the least advanced seat decides."""
+    if any(not seat.filled or not (seat.pod and seat.pod.bound) for seat in taken):
+        return Stage.PLACEMENT
+    if any(_stops(seat, round_) for seat in taken):
+        return Stage.STOP
+    if any(seat.agent is None or not seat.agent.connected for seat in taken):
+        return Stage.START
+    return Stage.RENDEZVOUS
+
+
+def _stops(seat: Seat, round_: int) -> bool:
+    agent = seat.agent
+    return (
+        agent is not None
+        and agent.connected
+        and agent.state is not AgentState.READY
+        and (0 < agent.round < round_ or agent.state is AgentState.STOPPING)
+    )

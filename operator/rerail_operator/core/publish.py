@@ -1,0 +1,165 @@
+"""An outcome dressed as a Plan: the status that people read, derived from the world in one place."""
+
+from datetime import datetime, timedelta
+
+from rerail_api.contract import AgentState
+from rerail_api.status import (
+    ConditionType,
+    Incident,
+    NodeCounts,
+    Phase,
+    Stage,
+    TrainingJobStatus,
+)
+from rerail_api.v1alpha1 import TrainingJob
+
+from .conditions import condition, with_condition
+from .gang import Seat
+from .ledger import advance, charge_open_incident, running_stage
+from .outcome import Outcome
+from .plan import Note, Plan
+from .progress import highest_step, newest, progress_changes
+from .reasons import Reason
+from .world import Progress, World
+
+SOFT_INTERVAL = timedelta(seconds=10)
+"""How often progress and ledger alone may cause a write; transitions are written at once."""
+SOFT_FIELDS = frozenset({"progress", "last_checkpoint", "ledger", "incidents", "resumed_from_step"})
+
+
+def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Outcome, now: datetime) -> Plan:
+    """The plan for `outcome`, its status complete."""
+    told = newest(world, job.status.round) if not outcome.changes.get("round") else None
+    base = job.status.model_copy(
+        update={
+            **progress_changes(job, told),
+            **outcome.changes,
+            "observed_generation": job.metadata.generation,
+        }
+    )
+    stage = _stage(outcome, base, told)
+    booking = advance(
+        world.ledger or job.status.ledger,
+        job.metadata.creation_timestamp or now,
+        now,
+        stage,
+        outcome.fault_at,
+    )
+    highest = highest_step(job, told)
+    ledger = booking.ledger.model_copy(update={"highest_step": highest})
+    incidents = _incidents(job, base, outcome, booking.booked)
+    notes = outcome.notes
+    closed = _closed(incidents, base, stage, told, now)
+    if closed is not None:
+        incidents, note = closed
+        notes = (*notes, note)
+    status = base.model_copy(
+        update={
+            "phase": outcome.phase,
+            "reason": outcome.reason.value,
+            "message": outcome.message[:1024],
+            "conditions": _conditions(base, outcome, job.metadata.generation, now),
+            "nodes": _counts(job, taken, base.round),
+            "incidents": incidents,
+            "ledger": ledger,
+        }
+    )
+    return Plan(
+        status=status,
+        actions=() if outcome.intent else outcome.actions,
+        intent=outcome.intent,
+        notes=notes,
+        requeue_after=timedelta(0) if outcome.intent else outcome.requeue_after,
+        placement=outcome.placement,
+        because=outcome.because,
+        memory=outcome.memory,
+    )
+
+
+def _stage(outcome: Outcome, status: TrainingJobStatus, told: Progress | None) -> Stage:
+    if outcome.phase is Phase.RUNNING:
+        return running_stage(status, told, status.ledger.highest_step)
+    return outcome.stage
+
+
+def _incidents(
+    job: TrainingJob, base: TrainingJobStatus, outcome: Outcome, booked: tuple[tuple[Stage, float], ...]
+) -> tuple[Incident, ...]:
+    # What was booked now was spent before the change: a new incident gets only its own detection.
+    if "incidents" not in outcome.changes:
+        return charge_open_incident(base.incidents, booked)
+    detection = tuple(b for b in booked if b[0] is Stage.DETECTION)
+    newest_one = base.incidents[-1]
+    spent = dict(newest_one.stage_seconds)
+    for stage, seconds in detection:
+        spent[stage] = spent.get(stage, 0.0) + seconds
+    return (*base.incidents[:-1], newest_one.model_copy(update={"stage_seconds": spent}))
+
+
+def _closed(
+    incidents: tuple[Incident, ...],
+    status: TrainingJobStatus,
+    stage: Stage,
+    told: Progress | None,
+    now: datetime,
+) -> tuple[tuple[Incident, ...], Note] | None:
+    """Close the open incident once the gang is productive again in a later round."""
+    if not incidents or incidents[-1].resolved_time is not None or stage is not Stage.PRODUCTIVE:
+        return None
+    last = incidents[-1]
+    if status.released_round <= last.round:
+        return None
+    resumed = told.resumed_from if told is not None else None
+    lost = None
+    if last.progress_step is not None and told is not None:
+        lost = max(0, last.progress_step - (resumed or 0))
+    done = last.model_copy(update={"resolved_time": now, "resumed_step": resumed, "steps_lost": lost})
+    took = (now - last.start_time).total_seconds() if last.start_time is not None else 0.0
+    from_where = f" from step {resumed}" if resumed is not None else ""
+    note = Note(
+        Reason.RESOLVED, f"incident {last.number} ({last.class_.value}) over after {took:.1f} s{from_where}"
+    )
+    return (*incidents[:-1], done), note
+
+
+def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int) -> NodeCounts:
+    ready = sum(1 for s in taken if s.at(AgentState.RUNNING, round_) or s.at(AgentState.DONE, round_))
+    desired = job.spec.num_nodes
+    return NodeCounts(desired=desired, ready=ready, summary=f"{ready}/{desired}")
+
+
+def _conditions(
+    base: TrainingJobStatus, outcome: Outcome, generation: int, now: datetime
+) -> tuple[object, ...]:
+    conditions = base.conditions
+    for kind in (ConditionType.SUSPENDED, ConditionType.ADMITTED, ConditionType.RUNNING):
+        if base.condition(kind) is None:
+            why = (
+                (Reason.NOT_SUSPENDED, "")
+                if kind is ConditionType.SUSPENDED
+                else (outcome.reason, outcome.message)
+            )
+            conditions = with_condition(conditions, condition(kind, False, why, now))
+    for kind, value, reason, message in outcome.conditions:
+        new = condition(kind, value, (reason, message), now)
+        conditions = with_condition(conditions, new.model_copy(update={"observed_generation": generation}))
+    return conditions
+
+
+def write_due(before: TrainingJobStatus, after: TrainingJobStatus, since_last_write: timedelta) -> bool:
+    """Whether `after` must be written now: at once for transitions, every 10 s for progress and ledger."""
+    if before == after:
+        return False
+    if hard(before) != hard(after):
+        return True
+    return since_last_write >= SOFT_INTERVAL
+
+
+def hard(status: TrainingJobStatus) -> TrainingJobStatus:
+    """The status without what moves all the time."""
+    empty = TrainingJobStatus()
+    blank: dict[str, object] = {name: getattr(empty, name) for name in SOFT_FIELDS}
+    blank["incidents"] = tuple(i.model_copy(update={"stage_seconds": {}}) for i in status.incidents)
+    blank["message"] = ""
+    blank["conditions"] = tuple(c.model_copy(update={"message": ""}) for c in status.conditions)
+    return status.model_copy(update=blank)

@@ -1,0 +1,103 @@
+"""The closed list of reasons: one word for machines, one sentence for people (docs/reference/reasons.md)."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a job stands where it stands, and what an event is about."""
+
+    # standing in line
+    INSUFFICIENT_NODES = "InsufficientNodes"
+    WAITING_FOR_OLDER_JOB = "WaitingForOlderJob"
+    NEVER_FITS = "NeverFits"
+    CLUSTER_SETTLING = "ClusterSettling"
+    WAITING_FOR_OLD_PODS = "WaitingForOldPods"
+    KUEUE_NOT_SUPPORTED = "KueueNotSupported"
+    INVALID_SPEC = "InvalidSpec"
+    TEMPLATE_REJECTED = "TemplateRejected"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    RESUMED = "Resumed"
+    # starting
+    ADMITTED = "Admitted"
+    PLACING_PODS = "PlacingPods"
+    PLACEMENT_LOST = "PlacementLost"
+    UNPLACEABLE = "Unplaceable"
+    STARTING_PODS = "StartingPods"
+    CONTAINER_WAITING = "ContainerWaiting"
+    WAITING_FOR_AGENTS = "WaitingForAgents"
+    AT_BARRIER = "AtBarrier"
+    BACKING_OFF = "BackingOff"
+    RELEASED = "Released"
+    # running
+    ALL_RANKS_RUNNING = "AllRanksRunning"
+    NODES_STARTING = "NodesStarting"
+    FAULT_SEEN = "FaultSeen"
+    # repairing
+    RESTARTING = "Restarting"
+    STOPPING_RANKS = "StoppingRanks"
+    RELEASES_DIFFER = "ReleasesDiffer"
+    NAME_TAKEN = "NameTaken"
+    GAVE_BACK = "GaveBack"
+    SPEC_CHANGED = "SpecChanged"
+    RESOLVED = "Resolved"
+    # suspended
+    SUSPENDED = "Suspended"
+    SUSPENDING = "Suspending"
+    NOT_SUSPENDED = "NotSuspended"
+    # the end
+    COMPLETED = "Completed"
+    USER_RULE = "UserRule"
+    USER_ERROR = "UserError"
+    REPEATED_FAILURE = "RepeatedFailure"
+    RESTART_BUDGET_EXHAUSTED = "RestartBudgetExhausted"
+    STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+    ACTIVE_DEADLINE_EXCEEDED = "ActiveDeadlineExceeded"
+    # checkpoints
+    VOLUME_IS_DURABLE = "VolumeIsDurable"
+    VOLUME_IS_NOT_DURABLE = "VolumeIsNotDurable"
+
+
+SENTENCES: dict[Reason, str] = {
+    Reason.INSUFFICIENT_NODES: "The gang does not fit on the nodes that are free now; it waits in the queue.",
+    Reason.WAITING_FOR_OLDER_JOB: "An older job takes the nodes that this one could have.",
+    Reason.NEVER_FITS: "No set of this cluster's nodes, even empty, could hold the gang.",
+    Reason.CLUSTER_SETTLING: "Jobs that already hold nodes are looked at first after a hand-over.",
+    Reason.WAITING_FOR_OLD_PODS: "Pods of an earlier round have not gone yet.",
+    Reason.KUEUE_NOT_SUPPORTED: "The job carries Kueue's queue label, which Rerail does not honour yet.",
+    Reason.INVALID_SPEC: "The stored spec cannot be run; the message says which field and what to write.",
+    Reason.TEMPLATE_REJECTED: "The API server refuses the pod template; the message has its words.",
+    Reason.QUOTA_EXCEEDED: "A quota of the namespace refuses the gang's pods; it is tried again.",
+    Reason.RESUMED: "The job is no longer suspended and waits for nodes.",
+    Reason.ADMITTED: "The gang was given its nodes.",
+    Reason.PLACING_PODS: "Pods are being created on their nodes.",
+    Reason.PLACEMENT_LOST: "A pod did not get its planned node; it is planned again elsewhere.",
+    Reason.UNPLACEABLE: "A node rank has to move and no node has room for it.",
+    Reason.STARTING_PODS: "Pods are bound to their nodes and their containers are starting.",
+    Reason.CONTAINER_WAITING: "A container cannot start; the message names the pod and the kubelet's reason.",
+    Reason.WAITING_FOR_AGENTS: "Containers run; their agents have not all reached the coordinator.",
+    Reason.AT_BARRIER: "Agents are at the barrier of the round and wait for the rest.",
+    Reason.BACKING_OFF: "The same failure came again; the next start is held back for a while.",
+    Reason.RELEASED: "The barrier is released: every agent starts its ranks.",
+    Reason.ALL_RANKS_RUNNING: "All ranks of all nodes run.",
+    Reason.NODES_STARTING: "The barrier is released; not every node runs its ranks yet.",
+    Reason.FAULT_SEEN: "Something failed; evidence is collected before the cause is named.",
+    Reason.RESTARTING: "The gang restarts from its last checkpoint; the incident says why.",
+    Reason.STOPPING_RANKS: "Ranks of the round that ended are being stopped.",
+    Reason.RELEASES_DIFFER: "Two nodes hold different releases of one round; a new round is opened.",
+    Reason.NAME_TAKEN: "A pod of the planned name exists already; a new round gives new names.",
+    Reason.GAVE_BACK: "The gang could not be completed in time and gave its nodes back.",
+    Reason.SPEC_CHANGED: "The spec was changed while suspended; the job starts again from the new one.",
+    Reason.RESOLVED: "The job is past the point at which it was interrupted.",
+    Reason.SUSPENDED: "The job is suspended and holds no nodes.",
+    Reason.SUSPENDING: "The job is asked to save and stop.",
+    Reason.NOT_SUSPENDED: "The job is not suspended.",
+    Reason.COMPLETED: "Every rank ended with 0.",
+    Reason.USER_RULE: "A rule of the failure policy ends the job for this exit code.",
+    Reason.USER_ERROR: "The program says that a restart cannot help (bad configuration, data or checkpoint).",
+    Reason.REPEATED_FAILURE: "The same failure came at the same point too often.",
+    Reason.RESTART_BUDGET_EXHAUSTED: "More charged restarts without progress than maxRestarts allows.",
+    Reason.STARTUP_DEADLINE_EXCEEDED: "The ranks did not all run within startupDeadlineSeconds.",
+    Reason.ACTIVE_DEADLINE_EXCEEDED: "The job was active for longer than activeDeadlineSeconds.",
+    Reason.VOLUME_IS_DURABLE: "The checkpoint path lies on a volume that outlives the pod.",
+    Reason.VOLUME_IS_NOT_DURABLE: "The checkpoint path lies on no volume, or on one that dies with the pod.",
+}

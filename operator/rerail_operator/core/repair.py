@@ -1,0 +1,116 @@
+"""From a fault to its answer: collect evidence, name the root, write the intent. The next pass acts."""
+
+from datetime import datetime, timedelta
+
+from rerail_api.contract import LOG_LINES
+from rerail_api.status import ConditionType, ExcludedNode, Incident, Phase, Stage
+from rerail_api.v1alpha1 import TrainingJob
+
+from .ending import failed
+from .evidence import Cause, Fault, root_cause, still_collecting
+from .gang import Seat
+from .outcome import Outcome
+from .plan import Level, Note
+from .progress import last_step
+from .reasons import Reason
+from .restarts import Verdict, judge, signal_name
+from .waiting import excluding
+from .world import World
+
+KEEP_AWAY_LOST = timedelta(minutes=30)
+MAX_INCIDENTS = 16
+
+
+def answer(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], faults: tuple[Fault, ...], now: datetime
+) -> Outcome:
+    """The gang's answer to its faults: wait for more evidence, restart, or end."""
+    memory = {fault.key: fault.at for fault in faults}
+    left = still_collecting(world, taken, faults, now)
+    if left is not None:
+        first = root_cause(faults)
+        return Outcome(
+            Phase.RESTARTING if job.status.start_time else Phase.STARTING,
+            Reason.FAULT_SEEN,
+            first.message,
+            Stage.DETECTION,
+            fault_at=min(f.at for f in faults),
+            requeue_after=left,
+            memory=memory,
+            conditions=((ConditionType.RUNNING, False, Reason.FAULT_SEEN, first.message),),
+            because="others may still report: the root is named when they had their second",
+        )
+    root = root_cause(faults)
+    step = last_step(world, job)
+    verdict = judge(job.spec.failure_policy, job.status, root, step, _everywhere(taken, faults))
+    incident = _incident(job, root, verdict, step, now)
+    if verdict.end is not None:
+        return failed(job, verdict.end, verdict.why, now, incident=incident)
+    away = {f.node: f.message for f in faults if f.exclude_node and f.node is not None}
+    return _restart(job, root, verdict, incident, excluding(job, list(away.items()), now + KEEP_AWAY_LOST))
+
+
+def _everywhere(taken: tuple[Seat, ...], faults: tuple[Fault, ...]) -> bool:
+    """Whether every rank of every node ended in the same way."""
+    exits = [f.exit for f in faults if f.exit is not None]
+    if len(exits) < len(taken):
+        return False
+    ways = {(e.exit_code, e.signal, e.last_line) for e in exits}
+    return len(ways) == 1 and all(e.same_on_all for e in exits)
+
+
+def _restart(
+    job: TrainingJob, root: Fault, verdict: Verdict, incident: Incident, excluded: tuple[ExcludedNode, ...]
+) -> Outcome:
+    status = job.status
+    cost = "charged" if verdict.charged else "free"
+    message = f"{root.message}; {incident.class_.value}, {cost}; round {status.round + 1}"
+    changes: dict[str, object] = {
+        "round": status.round + 1,
+        "restarts": verdict.restarts,
+        "same_point": verdict.same_point,
+        "incidents": with_incident(status.incidents, incident),
+        "excluded_nodes": excluded,
+    }
+    return Outcome(
+        Phase.RESTARTING,
+        Reason.RESTARTING,
+        message,
+        Stage.DECISION,
+        changes=changes,
+        conditions=((ConditionType.RUNNING, False, Reason.RESTARTING, message),),
+        notes=(Note(Reason.RESTARTING, message, Level.WARNING),),
+        intent=True,
+        fault_at=root.at,
+        because=f"root cause {root.cause.name.lower()}: round and counts rise together, then the gang stops",
+    )
+
+
+def with_incident(before: tuple[Incident, ...], new: Incident) -> tuple[Incident, ...]:
+    """The last 16 incidents; log lines stay in the newest only."""
+    older = [i.model_copy(update={"log_lines": ()}) if i.log_lines else i for i in before]
+    return tuple([*older, new][-MAX_INCIDENTS:])
+
+
+def _incident(job: TrainingJob, root: Fault, verdict: Verdict, step: int | None, now: datetime) -> Incident:
+    status, told, pod = job.status, root.exit, root.pod
+    lines = told.lines[-LOG_LINES:] if told is not None else ()
+    return Incident(
+        number=(status.incidents[-1].number if status.incidents else 0) + 1,
+        round=status.round,
+        class_=verdict.kind,
+        charged=verdict.charged,
+        rule=verdict.rule,
+        fingerprint=verdict.fingerprint,
+        rank=told.rank if told is not None else None,
+        node_rank=root.node_rank,
+        pod=pod.name if pod is not None else None,
+        node=pod.node if pod is not None else None,
+        exit_code=told.exit_code if told is not None else None,
+        signal=signal_name(told.signal) if told is not None and told.signal is not None else None,
+        exception=told.exception if told is not None else None,
+        message=root.message,
+        log_lines=lines if root.cause is not Cause.ORDERED else (),
+        progress_step=step,
+        start_time=min(root.at, now),
+    )
