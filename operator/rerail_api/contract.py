@@ -56,7 +56,8 @@ Coordinator -> agent::
     RELEASE = {"round": 4, "node_rank": 1, "num_nodes": 4, "nproc": 8, "master_addr": "10.1.2.3",
                "master_port": 29511, "min_step": 1150}
 
-An agent ignores an order with a term lower than the highest it has seen, and one of a round lower than its own.
+An agent ignores an order with a term lower than the highest it has seen, and one of a round lower than its
+own.
 """
 
 from enum import Enum, IntEnum
@@ -139,9 +140,8 @@ class Env:
     ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
-RESERVED_ENV = tuple(
-    sorted(value for name, value in vars(Env).items() if name.isupper() and value.startswith("RERAIL_"))
-) + (
+RESERVED_ENV = (
+    *sorted(value for name, value in vars(Env).items() if name.isupper() and value.startswith("RERAIL_")),
     Env.RANK,
     Env.LOCAL_RANK,
     Env.WORLD_SIZE,
@@ -195,7 +195,7 @@ class ProgressPhase(str, Enum):
     SAVE = "save"
 
 
-PROGRESS_FIELDS: "dict[str, tuple[type, ...]]" = {
+PROGRESS_FIELDS: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "total_steps": (int,),
     "loss": (int, float),
@@ -221,7 +221,7 @@ def clean_progress(line: Any) -> "dict[str, Any] | None":
         value = line.get(field)
         if isinstance(value, bool) or not isinstance(value, types):
             continue
-        if isinstance(value, float) and not (value - value == 0.0):
+        if isinstance(value, float) and value - value != 0.0:
             continue
         clean[field] = value
     return clean if "step" in clean or "phase" in clean else None
