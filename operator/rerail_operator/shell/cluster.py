@@ -63,6 +63,7 @@ class Kind(StrEnum):
     CONFIG_MAP = "ConfigMap"
     REVISION = "ControllerRevision"
     LEASE = "Lease"
+    SECRET = "Secret"
 
 
 class Change(StrEnum):
