@@ -1,0 +1,95 @@
+"""Entry of a rank: parse, listen for signals, train, and end with a code of the contract."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from rerail_api.contract import Env, ExitCode, ProgressPhase
+
+from .config import Config
+from .configure import read_command_line, usage
+from .environment import job_identity, rank_identity
+from .failures import TrainerExit
+from .progress import ProgressLog
+from .stop import StopRequest
+
+if TYPE_CHECKING:
+    from .checkpoint.save import Observer
+
+UNEXPECTED = 1
+"""Code for what nobody foresaw, among it a peer that vanished: judged by cause, as no table can know it."""
+
+
+def main(words: Sequence[str], observer: "Observer | None" = None) -> int:
+    """Runs one rank; the exit code. Failures are told as one line, and a traceback where it was unexpected."""
+    try:
+        return int(_run(words, observer))
+    except TrainerExit as refusal:
+        _tell(refusal.message, int(refusal.code))
+        return int(refusal.code)
+    except Exception as error:  # noqa: BLE001 - the last place that can turn it into a line and a code
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        _tell(f"{type(error).__name__}: {first_line}", UNEXPECTED)
+        traceback.print_exc()
+        return UNEXPECTED
+
+
+def _run(words: Sequence[str], observer: "Observer | None") -> ExitCode:
+    line = read_command_line(words)
+    config = _with_environment(line.config)
+    if line.show_usage or line.show_config:
+        sys.stdout.write((usage() if line.show_usage else json.dumps(asdict(config), indent=1)) + "\n")
+        return ExitCode.DONE
+    rank, job = rank_identity(os.environ), job_identity(os.environ)
+    stop = StopRequest(config.checkpoint.grace_seconds)
+    stop.listen()
+    progress = ProgressLog(os.environ.get(Env.PROGRESS, "") if rank.rank == 0 else "")
+    # Before torch is imported, which takes seconds: whoever watches sees that this rank lives.
+    progress.write(ProgressPhase.INIT, step=0, total_steps=config.train.steps)
+    from .startup import Circumstances, run
+
+    return run(config, Circumstances(rank, job, progress, stop), observer)
+
+
+def _with_environment(config: Config) -> Config:
+    """Fills in what the flags left open and the operator says in the environment."""
+    checkpoint, env = config.checkpoint, os.environ
+    grace = env.get(Env.GRACE_SECONDS, "")
+    if not checkpoint.dir:
+        checkpoint = replace(checkpoint, dir=env.get(Env.CHECKPOINT_DIR, ""))
+    if not checkpoint.grace_seconds and grace.isdecimal():
+        checkpoint = replace(checkpoint, grace_seconds=int(grace))
+    if env.get(Env.RESUME) == "Never":
+        checkpoint = replace(checkpoint, resume="never")
+    return replace(config, checkpoint=checkpoint)
+
+
+def _tell(message: str, code: int) -> None:
+    """One line on standard error, and the same in torchrun's error file where one is wanted."""
+    rank = os.environ.get(Env.RANK, "0")
+    sys.stderr.write(f"rerail_trainer: rank {rank}: {message} (exit {code})\n")
+    path = os.environ.get(Env.ERROR_FILE, "")
+    if path:
+        extra = {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))}
+        record = {"message": {"message": message, "errorCode": code, "extraInfo": extra}}
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(record, file)
+        except OSError as error:
+            sys.stderr.write(f"rerail_trainer: {path} cannot be written: {error.strerror}\n")
+
+
+def leave(code: int) -> None:
+    """Ends the process without waiting for threads of a process group whose peers may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

@@ -1,0 +1,65 @@
+"""Before step 1: can this process use the checkpoint folder, and is it the same folder on every node?"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..failures import BadConfig
+from . import layout
+from .storage import Storage
+
+_SEEN_WITHIN_SECONDS = 15.0
+"""A network file system may take some seconds to show a new name to other hosts."""
+_POLL_SECONDS = 0.1
+
+
+def probe(storage: Storage) -> None:
+    """Does once what every save will do. Raises BadConfig with uid, path, reason and what to set."""
+    folder, moved = layout.unique(".probe"), layout.unique(".probe-moved")
+    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("make a folder in", lambda: storage.make_folder(folder)),
+        ("write and sync a file in", lambda: storage.write(f"{folder}/file", [b"probe"])),
+        ("rename a folder in", lambda: storage.rename(folder, moved)),
+        ("remove a file in", lambda: storage.remove(f"{moved}/file")),
+    )
+    try:
+        for what, act in steps:
+            try:
+                act()
+            except OSError as error:
+                raise BadConfig(_cannot(what, storage.root, error)) from error
+    finally:
+        with suppress(OSError):
+            storage.remove_folder(folder)
+            storage.remove_folder(moved)
+
+
+def open_root(path: str) -> None:
+    """Makes the folder itself where it is missing; BadConfig as `probe` raises it."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise BadConfig(_cannot("make", path, error)) from error
+
+
+def sees(storage: Storage, path: str) -> bool:
+    """Whether this host sees `path`, which another host has just made, within the time a shared folder may take."""
+    deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
+    while not storage.names(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _cannot(what: str, path: str, error: OSError) -> str:
+    uid, gid = os.geteuid(), os.getegid()
+    owner = ""
+    with suppress(OSError):
+        status = os.stat(path)
+        owner = f" (owned by uid {status.st_uid}, gid {status.st_gid}, mode {status.st_mode & 0o7777:o})"
+    return (
+        f"cannot {what} the checkpoint folder {path}{owner} as uid {uid}, gid {gid}: {error.strerror}; "
+        f"in a pod set securityContext.fsGroup to a group that may write there, for example fsGroup: {gid or 1000}"
+    )

@@ -1,0 +1,163 @@
+"""The checkpoints of one run from start to end: claim the folder, resume, save, prune, release."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from rerail_api.contract import ExitCode
+
+from ..config import CheckpointConfig
+from ..control import Control
+from ..environment import JobIdentity
+from ..failures import BadConfig, TrainerExit
+from . import layout, ownership, rounds
+from .load import Loaded, Loader
+from .probe import open_root, probe, sees
+from .save import Observer, Outcome, Position, Retention, Saver, Training
+from .state import TrainingState
+from .storage import PosixStorage, Storage
+
+Say = Callable[[str], None]
+"""Tells people one line; only rank 0 has something to say."""
+
+RETIRING_CODES = (
+    ExitCode.DONE,
+    ExitCode.BAD_CONFIG,
+    ExitCode.DATA_MISMATCH,
+    ExitCode.NO_CHECKPOINT,
+    ExitCode.DO_NOT_REQUEUE,
+)
+"""After these nobody starts the job again, so its folder may be taken over."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where training begins: `loaded` is None for step 0."""
+
+    loaded: Loaded | None
+    set_aside: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        return self.loaded.manifest.step if self.loaded else 0
+
+
+class Series:
+    """Holds the folder for this round. Every method is called by all ranks together."""
+
+    def __init__(self, control: Control, storage: Storage, tenure: rounds.Tenure, identity: JobIdentity) -> None:
+        self._control, self._storage, self._tenure, self._identity = control, storage, tenure, identity
+        self.say: Say = lambda text: None
+        self._saver: Saver | None = None
+        self._ended = threading.Event()
+        self.committed_step = 0
+        self.last_commit_time = 0.0
+
+    def resume(self, config: CheckpointConfig, training: Training, state: TrainingState, seed: int) -> Start:
+        """Restores the newest good step and fixes in the round's record where this round goes on.
+
+        Raises NO_CHECKPOINT when the operator has seen a step committed and none can be read now.
+        """
+        loader = Loader(self._control, self._storage, training, self.say)
+        loaded = loader.load(state, seed) if config.resume == "auto" else None
+        start = Start(loaded, tuple(loader.set_aside))
+        self._refuse_lost_steps(config, start)
+        self._control.first_rank_does(lambda: rounds.record_start(self._storage, self._tenure, start.step))
+        if self._tenure.taken_over is not None and self._control.first:
+            self.say(f"continued from job {self._tenure.taken_over.job}, step {start.step}")
+        self.committed_step = start.step
+        self.last_commit_time = loaded.manifest.time if loaded else 0.0
+        self._saver = Saver(self._control, self._storage, self._tenure, training)
+        self._saver.retention = Retention(config.keep, config.keep_every)
+        if self._control.first:
+            threading.Thread(target=self._keep_alive, name="owner", daemon=True).start()
+        return start
+
+    def observe_saves(self, observer: Observer) -> None:
+        """Lets `observer` see every point of every save."""
+        self._opened().observer = observer
+
+    def save(self, position: Position, state: TrainingState) -> Outcome:
+        """Commits a step and lets old ones go; an outcome that failed leaves everything as it was."""
+        if not self._control.first_rank_does(self._still_ours):
+            raise TrainerExit(
+                ExitCode.RETRY_IN_PLACE, f"{self._storage.root} was claimed by another job or a newer round: not saved"
+            )
+        outcome = self._opened().save(position, state)
+        if outcome.committed:
+            self.committed_step, self.last_commit_time = position.step, time.time()
+            self._control.first_rank_does(self._prune)
+        return outcome
+
+    def close(self, code: ExitCode) -> None:
+        """Writes into the owner's record how this run ended; never raises, and needs rank 0 alone."""
+        self._ended.set()
+        if self._control.first:
+            state = ownership.FINISHED if code in RETIRING_CODES else ownership.STOPPED
+            with suppress(OSError):
+                if self._still_ours():
+                    ownership.write_owner(self._storage, self._identity, self._tenure.author.round, state)
+
+    def _opened(self) -> Saver:
+        if self._saver is None:
+            raise RuntimeError("resume comes before the first save")
+        return self._saver
+
+    def _prune(self) -> None:
+        try:
+            self._opened().prune(self.committed_step)
+        except OSError as error:
+            self.say(f"older steps could not be removed: {error}")
+
+    def _still_ours(self) -> bool:
+        return ownership.still_ours(self._storage, self._identity, self._tenure.author.round)
+
+    def _refuse_lost_steps(self, config: CheckpointConfig, start: Start) -> None:
+        least = self._identity.min_step
+        if config.resume == "never" or start.step >= least:
+            return
+        if start.loaded is None:
+            raise TrainerExit(
+                ExitCode.NO_CHECKPOINT,
+                f"step {least} was committed before, but {self._storage.root} holds no step that can be read: "
+                "is the right volume mounted? To begin again from step 0, set checkpoint.resume=never",
+            )
+        if self._control.first:
+            self.say(f"step {least} was committed before, but step {start.step} is the newest that can be read here")
+
+    def _keep_alive(self) -> None:
+        while not self._ended.wait(ownership.BEAT_SECONDS):
+            with suppress(OSError):
+                if self._still_ours():
+                    self._storage.beat(layout.OWNER)
+
+
+def open_series(config: CheckpointConfig, control: Control, identity: JobIdentity, first_of_node: bool) -> Series:
+    """Probes and claims the folder for the round of `identity`; the first rank of each node checks that it sees the same one.
+
+    Raises BadConfig for a folder that cannot be used or is another's, Superseded for a newer round.
+    """
+    storage = PosixStorage(config.dir)
+
+    def claim() -> rounds.Tenure:
+        open_root(storage.root)
+        probe(storage)
+        return rounds.begin(storage, identity, config.take_over, config.owner_lease_seconds)
+
+    tenure = control.first_rank_does(claim)
+    missing = [
+        rank
+        for rank, seen in enumerate(control.collect(not first_of_node or sees(storage, tenure.work)))
+        if not seen
+    ]
+    if missing:
+        raise BadConfig(
+            f"{storage.root} is not one folder for all nodes: rank {missing[0]} does not see what rank 0 wrote; "
+            "use a volume that all pods share (ReadWriteMany)"
+        )
+    if control.first:
+        threading.Thread(target=rounds.sweep, args=(storage, identity.uid), name="sweep", daemon=True).start()
+    return Series(control, storage, tenure, identity)
+

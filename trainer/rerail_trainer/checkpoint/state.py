@@ -1,0 +1,132 @@
+"""What a checkpoint holds of one rank: its parts of model and optimizer, and its random number generators."""
+
+import base64
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..shards import Shard, local_shard
+from .tensorfile import Piece, StoredPiece
+
+MODEL, OPTIMIZER = "model.", "optim."
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The live objects that are saved and restored."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of one rank's part, on the CPU, independent of the live objects."""
+
+    pieces: tuple[Piece, ...]
+    host: dict[str, Any]
+
+
+def capture(state: TrainingState, rank: int, world_size: int) -> Snapshot:
+    """Copies this rank's part. What all ranks hold is written by one of them, chosen to even out the bytes."""
+    shards = [(name, local_shard(tensor)) for name, tensor in named_tensors(state)]
+    writers = _writers([(name, shard) for name, shard in shards if not shard.sharded], world_size)
+    pieces = [
+        Piece(name, shard.shape, shard.offset, _copied(shard.tensor))
+        for name, shard in shards
+        if (shard.first_replica and shard.tensor.numel() if shard.sharded else writers[name] == rank)
+    ]
+    return Snapshot(tuple(pieces), {"random": random_state()})
+
+
+def named_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that is saved, with its name: parameters, persistent buffers, optimizer state."""
+    seen: set[int] = set()
+    for name, tensor in state.model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:  # a tied head is the embedding once more
+            seen.add(id(tensor))
+            yield MODEL + name, tensor
+    for name, parameter in state.model.named_parameters():
+        for key, value in sorted(state.optimizer.state.get(parameter, {}).items()):
+            if isinstance(value, Tensor):
+                yield f"{OPTIMIZER}{name}.{key}", value
+
+
+def make_room(state: TrainingState, stored: dict[str, list[StoredPiece]]) -> None:
+    """Gives the optimizer empty state tensors for all that is stored, so that they can be filled in place.
+
+    A fresh optimizer has none, and one that is loaded only where it has some loses its moments without a word.
+    """
+    state.optimizer.state.clear()
+    for name, parameter in state.model.named_parameters():
+        prefix = f"{OPTIMIZER}{name}."
+        for key in sorted(full[len(prefix) :] for full in stored if full.startswith(prefix)):
+            piece = stored[prefix + key][0]
+            if piece.shape == tuple(parameter.shape):
+                room = torch.zeros_like(parameter, dtype=piece.dtype, requires_grad=False)
+            else:
+                # Step counters: the fused kernels want them beside the parameter.
+                room = torch.zeros(piece.shape, dtype=piece.dtype, device=parameter.device)
+            state.optimizer.state[parameter][key] = room
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all generators of this process, in JSON."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, [int(key) for key in np.asarray(keys)], int(position), int(has_gauss), float(cached)],
+        "torch": _text(torch.get_rng_state()),
+        "cuda": _text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(saved: dict[str, Any]) -> None:
+    """Puts the generators of this process back; a GPU state is ignored where there is no GPU."""
+    version, words, gauss = saved["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = saved["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_tensor(saved["torch"]))
+    if saved["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_tensor(saved["cuda"]))
+
+
+def seed_random_state(seed: int, step: int, rank: int) -> None:
+    """Starts the generators of this process afresh, differently for each step and rank."""
+    mixed = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint32)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def _writers(shared: list[tuple[str, Shard]], world_size: int) -> dict[str, int]:
+    """Largest first, each to the rank with the least so far: every rank comes to the same table by itself."""
+    loads: dict[int, int] = defaultdict(int)
+    writers = {}
+    for name, shard in sorted(shared, key=lambda item: (-item[1].tensor.nbytes, item[0])):
+        writer = min(range(world_size), key=lambda rank: (loads[rank], rank))
+        loads[writer] += shard.tensor.nbytes
+        writers[name] = writer
+    return writers
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    copy.copy_(tensor)
+    return copy
+
+
+def _text(state: Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode("ascii")
+
+
+def _tensor(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

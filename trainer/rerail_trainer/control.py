@@ -1,0 +1,99 @@
+"""How ranks agree on host values: a few collectives over a gloo group of their own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from rerail_api.contract import ExitCode
+
+from .failures import TrainerExit
+
+T = TypeVar("T")
+
+
+class Control:
+    """Collectives on small host values; the group is separate, so they never queue behind a gradient."""
+
+    def __init__(self, rank: int, world_size: int, group: Any = None) -> None:
+        self.rank, self.world_size, self.group = rank, world_size, group
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def collect(self, value: T) -> list[T]:
+        """The values of all ranks, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def share(self, value: T) -> T:
+        """Rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]  # type: ignore[no-any-return]
+
+    def first_rank_does(self, work: Callable[[], T]) -> T:
+        """Runs `work` on rank 0 and gives its result to all; what it refuses is refused on all ranks."""
+        result: T | None = None
+        refusal: tuple[int, str] | None = None
+        failure: tuple[int, str, str] | None = None
+        if self.first:
+            try:
+                result = work()
+            except TrainerExit as error:
+                refusal = (int(error.code), error.message)
+            except OSError as error:
+                failure = (error.errno or 0, error.strerror or str(error), str(error.filename or ""))
+        result, refusal, failure = self.share((result, refusal, failure))
+        if refusal is not None:
+            raise TrainerExit(ExitCode(refusal[0]), refusal[1])
+        if failure is not None:
+            raise OSError(*failure)
+        return result  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        self.collect(None)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What any rank wants the whole gang to do at a step boundary."""
+
+    stop: bool = False
+    save: bool = False
+
+
+class Agreement:
+    """The wishes of all ranks, put together one step late so that no step waits for them."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._values = torch.zeros(2, dtype=torch.int32)
+        self._under_way: Any = None
+
+    def exchange(self, own: Wishes) -> Wishes:
+        """Gives the agreed wishes of the call before, and sends `own`; every rank calls it at every boundary."""
+        agreed = self.finish()
+        self._values = torch.tensor([own.stop, own.save], dtype=torch.int32)
+        if self._control.world_size > 1:
+            self._under_way = dist.all_reduce(
+                self._values, op=dist.ReduceOp.MAX, group=self._control.group, async_op=True
+            )
+        return agreed
+
+    def finish(self) -> Wishes:
+        """Waits for what is under way; afterwards nothing is."""
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+        stop, save = self._values.tolist()
+        self._values = torch.zeros(2, dtype=torch.int32)
+        return Wishes(bool(stop), bool(save))

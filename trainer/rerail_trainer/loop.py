@@ -1,0 +1,181 @@
+"""The step loop, readable from top to bottom."""
+
+import gc
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from rerail_api.contract import ExitCode, ProgressPhase
+from torch import Tensor
+
+from .checkpoint.save import Position
+from .checkpoint.series import Series
+from .checkpoint.state import TrainingState
+from .config import Config
+from .control import Agreement, Wishes
+from .failures import TrainerExit
+from .feed import Feed
+from .meeting import Meeting
+from .optim import learning_rate, set_learning_rate
+from .parallel import Layout
+from .reports import Reports, StepReport
+from .stop import StopRequest
+from .timer import SaveTimer
+
+_COLLECT_EVERY = 1000
+
+
+@dataclass
+class Run:
+    """Everything the loop works with, built and ready."""
+
+    config: Config
+    meeting: Meeting
+    layout: Layout
+    optimizer: torch.optim.Optimizer
+    feed: Feed
+    series: Series | None
+    reports: Reports
+    stop: StopRequest
+
+
+def train(run: Run, start: int) -> ExitCode:
+    """Trains from `start` finished steps to the end, or until somebody wants it to stop."""
+    step, total = start, run.config.train.steps
+    agreement, timer = Agreement(run.meeting.control), SaveTimer(run.config.checkpoint.every_seconds)
+    readings = Readings(run)
+    while step < total:
+        readings.add(step + 1, update(run, step))
+        step += 1
+        wishes = agreement.exchange(Wishes(run.stop.requested, run.meeting.control.first and timer.due()))
+        if wishes.stop or wishes.save or step == total or step % run.config.checkpoint.every_steps == 0:
+            readings.drain()
+            saved = save(run, step)
+            timer.restart()
+            if wishes.stop and step < total:
+                agreement.finish()
+                return ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_NOT_SAVED
+        if step == start + 1:
+            settle()
+        elif (step - start) % _COLLECT_EVERY == 0:
+            gc.collect()
+    agreement.finish()
+    return finish(run, step)
+
+
+def update(run: Run, step: int) -> Tensor:
+    """One optimizer step; float64 [3] on the device: mean loss, gradient norm, 1 if both are finite.
+
+    With a loss or norm that is not finite nothing changes, on any rank: the check stays on the device.
+    """
+    micro_batches = run.feed.take(step)
+    tokens = run.config.batch.tokens_per_step
+    losses = backward(run, micro_batches, tokens)
+    if run.meeting.world_size > 1:
+        dist.all_reduce(losses)
+    norm = run.layout.clip(run.config.optim.clip)
+    loss = losses / tokens
+    finite = torch.isfinite(loss + norm)
+    run.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    set_learning_rate(run.optimizer, learning_rate(step, run.config.optim, run.config.horizon_steps))
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return torch.stack((loss.double(), norm.double(), finite.double()))
+
+
+def backward(run: Run, micro_batches: list[tuple[Tensor, Tensor]], tokens: int) -> Tensor:
+    """Gradients of the mean loss over all `tokens` of all ranks; gives this rank's summed loss, float32 scalar."""
+    losses = torch.zeros((), device=run.meeting.device)
+    for index, (inputs, targets) in enumerate(micro_batches):
+        with run.layout.gradients_shared(last=index == len(micro_batches) - 1):
+            loss = run.layout.loss(inputs, targets)
+            # Gradients are averaged over ranks, and the mean is to be over tokens: world_size takes that back.
+            (loss * (run.meeting.world_size / tokens)).backward()
+        losses += loss.detach()
+    return losses
+
+
+def rehearse(run: Run) -> None:
+    """A forward and backward pass that changes nothing: compiles, finds out-of-memory, and fixes DDP's buckets.
+
+    DDP cuts its buckets anew after the first backward pass; without this the order of sums in the first step after a
+    resume would differ from that of an uninterrupted run, and so would its last bits.
+    """
+    inputs, targets = run.feed.take(0)[0]
+    with run.layout.gradients_shared(last=True):
+        (run.layout.loss(inputs, targets) * 0.0).backward()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def save(run: Run, step: int) -> bool:
+    """Saves `step` and tells of it; whether it is committed now."""
+    if run.series is None:
+        return False
+    if run.series.committed_step == step:
+        return True
+    run.reports.phase(ProgressPhase.SAVE)
+    config = run.config
+    position = Position(step, step * config.batch.tokens_per_step, step * config.sequences_per_step)
+    outcome = run.series.save(position, TrainingState(run.layout.model, run.optimizer))
+    if outcome.committed:
+        run.reports.committed(step, outcome.seconds, outcome.bytes)
+    else:
+        run.reports.save_failed(step, outcome.failure)
+    return outcome.committed
+
+
+def finish(run: Run, step: int) -> ExitCode:
+    """The end of training. The result is the last checkpoint, so a run that cannot save it has not finished."""
+    if run.series is not None and run.series.committed_step != step:
+        raise TrainerExit(ExitCode.PREEMPTED_NOT_SAVED, f"all {step} steps are done, but the last could not be saved")
+    run.reports.say(f"done: {step} steps")
+    return ExitCode.DONE
+
+
+def settle() -> None:
+    """After the first step nothing that lives is garbage: collections would only stall single ranks."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+class Readings:
+    """Brings what `update` measured to the host: at once on a CPU, one step later on a GPU, which never waits."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._lag = 1 if run.meeting.device.type == "cuda" else 0
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, step: int, measured: Tensor) -> None:
+        """Sends off what step number `step` measured, and reads what has arrived."""
+        event = None
+        if self._lag:
+            host = torch.empty(measured.shape, dtype=measured.dtype, pin_memory=True)
+            host.copy_(measured, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            measured = host
+        self._pending.append((step, measured, event))
+        while len(self._pending) > self._lag:
+            self._read()
+
+    def drain(self) -> None:
+        """Reads all that was sent off: a step that was not finite must never be saved over."""
+        while self._pending:
+            self._read()
+
+    def _read(self) -> None:
+        step, measured, event = self._pending.popleft()
+        if event is not None:
+            event.synchronize()
+        loss, norm, finite = measured.tolist()
+        config = self._run.config
+        rate = learning_rate(step - 1, config.optim, config.horizon_steps)
+        if not finite:
+            self._run.reports.metrics.add("nonfinite_total", 1)
+            raise TrainerExit(
+                ExitCode.NON_FINITE, f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite, step not taken"
+            )
+        self._run.reports.step(StepReport(step, loss, norm, rate, step * config.batch.tokens_per_step))

@@ -1,0 +1,90 @@
+"""Bringing the ranks together: device, backend, process groups; and taking them apart again."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from rerail_api.contract import ExitCode
+
+from .config import ParallelConfig
+from .control import Control
+from .environment import RankIdentity
+from .failures import BadConfig, TrainerExit
+
+LOOPBACK_ADDRESSES = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The ranks, met: who this one is, its device, and the control group."""
+
+    identity: RankIdentity
+    device: torch.device
+    control: Control
+
+    @property
+    def world_size(self) -> int:
+        return self.identity.world_size
+
+
+def meet(identity: RankIdentity, config: ParallelConfig) -> Meeting:
+    """Waits until all ranks are there. Raises TrainerExit RENDEZVOUS_FAILED when they do not come."""
+    device = _device(identity, config)
+    if device.type == "cpu" and identity.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # Several ranks share the cores; threads of each would only fight.
+        torch.set_num_threads(1)
+    if identity.world_size == 1 and config.mode == "ddp":
+        return Meeting(identity, device, Control(0, 1))
+    if identity.master_addr in LOOPBACK_ADDRESSES:
+        # Gloo looks up the host's name, which a container or laptop may not resolve; on loopback there is no doubt.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    where = f"{identity.master_addr}:{os.environ.get('MASTER_PORT', '')}"
+    try:
+        group = _start(identity, config, device)
+    except (dist.DistError, RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainerExit(
+            ExitCode.RENDEZVOUS_FAILED,
+            f"rank {identity.rank} of {identity.world_size} could not meet the others at {where}: {reason}",
+        ) from error
+    return Meeting(identity, device, Control(identity.rank, identity.world_size, group))
+
+
+def part() -> None:
+    """Takes the process groups down; what goes wrong here no longer matters."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _start(identity: RankIdentity, config: ParallelConfig, device: torch.device) -> dist.ProcessGroup:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    patience = timedelta(seconds=config.init_seconds)
+    if identity.launched:
+        dist.init_process_group(
+            backend, rank=identity.rank, world_size=identity.world_size, timeout=patience, init_method="env://"
+        )
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
+    limit = timedelta(seconds=config.step_seconds)
+    # A group by its own name, so that its timeout is that of a step and not of the start.
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=limit)
+    dist.monitored_barrier(group=group, timeout=patience)
+    return group
+
+
+def _device(identity: RankIdentity, config: ParallelConfig) -> torch.device:
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if identity.local_rank >= count:
+        raise BadConfig(f"local rank {identity.local_rank} finds {count} CUDA devices; start at most {count} per node")
+    device = torch.device("cuda", identity.local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,45 @@
+"""Progress lines: one JSON object per line, appended to the file that RERAIL_PROGRESS names. Torch-free."""
+
+import json
+import math
+import os
+import sys
+import time
+from typing import Any
+
+from rerail_api.contract import ProgressPhase
+
+CONTRACT = 1
+"""Declares that this program's exit codes are those of the contract."""
+
+
+class ProgressLog:
+    """Appends lines; with an empty path, as on all ranks but 0, it does nothing.
+
+    A line that cannot be written is dropped with one warning: reporting must never stop training.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+        self._warned = False
+
+    def write(self, phase: ProgressPhase, **values: Any) -> None:
+        if not self._path:
+            return
+        line: dict[str, Any] = {"contract": CONTRACT, "phase": phase.value, "time": time.time()}
+        line.update({key: _finite(value) for key, value in values.items()})
+        try:
+            if self._descriptor < 0:
+                # O_APPEND, because the agent cuts the file to size: the next line then lands at the new end.
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._descriptor = os.open(self._path, flags, 0o644)
+            os.write(self._descriptor, (json.dumps(line) + "\n").encode())
+        except OSError as error:
+            if not self._warned:
+                sys.stderr.write(f"progress cannot be written to {self._path}: {error.strerror}\n")
+            self._warned = True
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

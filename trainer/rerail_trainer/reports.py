@@ -1,0 +1,124 @@
+"""What rank 0 tells the world about the run: lines for people, progress lines, JSONL and metrics."""
+
+import json
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+from rerail_api.contract import ProgressPhase
+
+from .config import Config
+from .failures import BadConfig
+from .metrics import Metrics
+from .progress import ProgressLog
+
+_RATE_STEPS = 20
+"""Tokens per second are taken over so many steps."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step; loss in nats per token, tokens since step 0."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+
+
+class Reports:
+    """Silent on all ranks but 0."""
+
+    def __init__(self, config: Config, first: bool, progress: ProgressLog) -> None:
+        self._config, self._first, self._progress = config, first, progress
+        self.metrics = Metrics()
+        self._resumed: dict[str, int | None] | None = None
+        self._checkpoint_step = 0
+        self._ticks: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS + 1)
+        self._last: dict[str, Any] = {"step": 0, "total_steps": config.train.steps}
+        self._jsonl = _open_jsonl(config.metrics.jsonl) if first and config.metrics.jsonl else None
+
+    def say(self, text: str) -> None:
+        """One line for people, on standard output."""
+        if self._first:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    def phase(self, phase: ProgressPhase) -> None:
+        """Announces what comes next, with the last known step."""
+        if self._first:
+            self._progress.write(phase, **self._last)
+
+    def started(self, step: int, resumed_from: int | None) -> None:
+        """Training begins after `step`; the first train line will say what it resumed from."""
+        self._resumed = {"resumed_from": resumed_from}
+        self._checkpoint_step = step
+        self._last.update(step=step, checkpoint_step=step)
+        self._ticks.append((time.monotonic(), 0))
+        if resumed_from is not None:
+            self.metrics.set("resume_step", step)
+
+    def step(self, report: StepReport) -> None:
+        """Tells of one finished step."""
+        if not self._first:
+            return
+        now = time.monotonic()
+        before = self._ticks[-1][0] if self._ticks else now
+        self._ticks.append((now, report.tokens))
+        rate = self._rate()
+        self._last.update(step=report.step, loss=report.loss, tokens=report.tokens, tokens_per_second=round(rate, 1))
+        self._progress.write(ProgressPhase.TRAIN, **self._last, **(self._resumed or {}))
+        self._resumed = None
+        for name, value in (("step", report.step), ("loss", report.loss), ("grad_norm", report.grad_norm)):
+            self.metrics.set(name, value)
+        self.metrics.set("lr", report.lr)
+        self.metrics.set("tokens_total", report.tokens)
+        self.metrics.set("tokens_per_second", rate)
+        self.metrics.add("step_seconds_sum", now - before)
+        self.metrics.add("step_seconds_count", 1)
+        if self._jsonl:
+            self._jsonl.write(json.dumps({**asdict(report), "time": time.time()}) + "\n")
+        if report.step % self._config.metrics.every == 0 or report.step == self._config.train.steps:
+            self.say(
+                f"step {report.step}/{self._config.train.steps}  loss {report.loss:.4f}  norm {report.grad_norm:.2f}"
+                f"  lr {report.lr:.2e}  {rate:,.0f} tok/s  saved {self._checkpoint_step}"
+            )
+
+    def committed(self, step: int, seconds: float, size: int) -> None:
+        """A checkpoint of `step` is durable."""
+        self._checkpoint_step = step
+        self._last.update(checkpoint_step=step)
+        self._restart_clock()
+        self.metrics.set("checkpoint_last_committed_step", step)
+        self.metrics.set("checkpoint_last_commit_timestamp_seconds", time.time())
+        self.metrics.set("checkpoint_save_seconds", seconds)
+        self.metrics.set("checkpoint_bytes", size)
+        self.metrics.add("checkpoint_stall_seconds_total", seconds)
+        self.phase(ProgressPhase.TRAIN)
+
+    def save_failed(self, step: int, why: str) -> None:
+        """A save of `step` failed and training goes on."""
+        self.metrics.add("checkpoint_failures_total", 1)
+        self.say(f"step {step} could not be saved: {why}; training goes on from memory, saved is {self._checkpoint_step}")
+        self.phase(ProgressPhase.TRAIN)
+
+    def _restart_clock(self) -> None:
+        """Time spent saving is no time spent stepping."""
+        if self._ticks:
+            tokens = self._ticks[-1][1]
+            self._ticks.clear()
+            self._ticks.append((time.monotonic(), tokens))
+
+    def _rate(self) -> float:
+        (begin, first), (end, last) = self._ticks[0], self._ticks[-1]
+        return (last - first) / (end - begin) if end > begin and first else 0.0
+
+
+def _open_jsonl(path: str) -> TextIO:
+    try:
+        return open(path, "a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise BadConfig(f"metrics.jsonl={path} cannot be written: {error.strerror}") from error

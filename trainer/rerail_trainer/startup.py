@@ -1,0 +1,115 @@
+"""From a configuration to a run that is ready for its first step. The order here is the order of the start."""
+
+from dataclasses import dataclass
+
+import torch
+from rerail_api.contract import ExitCode, ProgressPhase
+
+from .checkpoint.save import Observer, Training
+from .checkpoint.series import Series, Start, open_series
+from .checkpoint.state import TrainingState, seed_random_state
+from .config import Config, config_hash, identity_of
+from .corpus import open_corpus
+from .environment import JobIdentity, RankIdentity
+from .failures import BadConfig
+from .feed import Feed, share_of
+from .loop import Run, rehearse, train
+from .meeting import Meeting, meet, part
+from .metrics import serve
+from .model import fill, param_counts
+from .optim import build_optimizer
+from .parallel import lay_out
+from .progress import ProgressLog
+from .reports import Reports
+from .stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the environment says, parsed: everything besides the configuration."""
+
+    rank: RankIdentity
+    job: JobIdentity
+    progress: ProgressLog
+    stop: StopRequest
+
+
+def run(config: Config, circumstances: Circumstances, observer: Observer | None = None) -> ExitCode:
+    """Trains to the end, a stop, or a TrainerExit; takes the process groups down where the end was orderly."""
+    reports = Reports(config, circumstances.rank.rank == 0, circumstances.progress)
+    if config.metrics.port and circumstances.rank.rank == 0:
+        serve(reports.metrics, config.metrics.port)
+    corpus = open_corpus(config.data)
+    if config.model.vocab < corpus.vocab and config.data.source != "shards":
+        raise BadConfig(f"model.vocab={config.model.vocab} is too small for the tokenizer's {corpus.vocab} tokens")
+    share = share_of(config, circumstances.rank.rank, circumstances.rank.world_size)
+    meeting = meet(circumstances.rank, config.parallel)
+    series = _series(config, meeting, circumstances.job, reports)
+    code = ExitCode.RETRY_IN_PLACE
+    try:
+        layout = lay_out(config.model, config.parallel, meeting)
+        optimizer = build_optimizer(layout.model, config.optim)
+        feed = Feed(config, corpus, share, meeting.device)
+        ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop)
+        start = _prepare(ready, corpus.digest, observer)
+        circumstances.stop.training_begins()
+        reports.phase(ProgressPhase.TRAIN)
+        code = train(ready, start)
+        meeting.control.barrier()
+    finally:
+        if series is not None:
+            series.close(code)
+    part()
+    return code
+
+
+def _series(config: Config, meeting: Meeting, job: JobIdentity, reports: Reports) -> Series | None:
+    if not config.checkpoint.dir:
+        reports.say("checkpoint.dir is not set: nothing will be saved")
+        return None
+    series = open_series(config.checkpoint, meeting.control, job, meeting.identity.local_rank == 0)
+    series.say = reports.say
+    return series
+
+
+def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
+    """Gives model and generators their values, from a checkpoint or the seed; the number of finished steps."""
+    config, rank = ready.config, ready.meeting.identity.rank
+    # Some values must be there for the rehearsal; a checkpoint overwrites them.
+    fill(ready.layout.model, config.run.seed)
+    ready.reports.phase(ProgressPhase.COMPILE)
+    rehearse(ready)
+    seed_random_state(config.run.seed, 0, rank)
+    start = _resume(ready, data_digest) if ready.series is not None else Start(None, ())
+    if ready.series is not None and observer is not None:
+        ready.series.observe_saves(observer)
+    if start.set_aside and start.loaded is None:
+        fill(ready.layout.model, config.run.seed)
+        ready.optimizer.state.clear()
+    ready.reports.started(start.step, start.step if start.loaded else None)
+    _introduce(ready, start)
+    return start.step
+
+
+def _resume(ready: Run, data_digest: str) -> Start:
+    config = ready.config
+    training = Training(identity_of(config), config_hash(config), data_digest, config.parallel.mode)
+    state = TrainingState(ready.layout.model, ready.optimizer)
+    assert ready.series is not None  # noqa: S101
+    return ready.series.resume(config.checkpoint, training, state, config.run.seed)
+
+
+def _introduce(ready: Run, start: Start) -> None:
+    reports, meeting = ready.reports, ready.meeting
+    count = param_counts(ready.config.model)["total"]
+    reports.metrics.set("build_info", 1, f'torch="{torch.__version__}",mode="{ready.config.parallel.mode}"')
+    reports.metrics.set("checkpoint_damaged_total", len(start.set_aside))
+    reports.say(
+        f"{count:,} parameters on {meeting.world_size} ranks ({ready.config.parallel.mode}, {meeting.device.type}), "
+        f"{ready.feed.windows:,} windows of {ready.config.model.seq_len} tokens, torch {torch.__version__}"
+    )
+    if start.loaded is None:
+        reports.say("starting from step 0")
+    else:
+        changed = "" if start.loaded.same_world else f", written by {start.loaded.manifest.world_size} ranks"
+        reports.say(f"resumed from step {start.step}{changed}")
