@@ -137,6 +137,13 @@ class IsolatedGround:
         """The words to put before a command so that it runs in here."""
         return self._enter([])
 
+    def holds(self, pid: int) -> bool:
+        """Whether a process (in the host's number) lives in here."""
+        try:
+            return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink(f"/proc/{self._first}/ns/mnt")
+        except OSError:
+            return False
+
     def _enter(self, argv: list[str]) -> list[str]:
         return ["nsenter", "-t", str(self._first), "-n", "-m", "-p", "--", *argv]
 

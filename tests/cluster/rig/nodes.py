@@ -1,0 +1,275 @@
+"""Real nodes on one machine: for each a kubelet, a containerd, a bridge and a control group of its own.
+
+They share the machine's kernel and the rig's network namespace. What a node cannot have to itself are the
+ports of pods with hostNetwork, and the machine's CPU and memory, of which each node reports the whole.
+"""
+
+import os
+import signal
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import archive, node_files, services
+from .binaries import ensure
+from .cgroups import NodeGroup
+from .errors import RigError
+from .ground import SHARED, IsolatedGround
+from .node_files import PAUSE_IMAGE, NodePlan
+from .process import Process, until
+from .versions import NODE
+
+if TYPE_CHECKING:
+    from .controlplane import ControlPlane
+
+GPU = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running container and its processes, in the host's process numbers."""
+
+    node: str
+    namespace: str
+    pod: str
+    name: str
+    pids: tuple[int, ...]
+
+
+@dataclass
+class Node:
+    """One node and its two processes (which are replaced when it restarts)."""
+
+    plan: NodePlan
+    group: NodeGroup
+    gpus: int
+    processes: dict[str, Process]
+    since: datetime = datetime.min.replace(tzinfo=UTC)
+
+
+class RealNodes:
+    """The nodes of one cluster."""
+
+    shared = SHARED
+    """This folder is one and the same inside all nodes (for hostPath volumes), empty at the start."""
+
+    def __init__(self, cluster: "ControlPlane", ground: IsolatedGround) -> None:
+        self._cluster, self._ground = cluster, ground
+        self._nodes: dict[str, Node] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The nodes' names in order."""
+        return list(self._nodes)
+
+    @property
+    def shared_on_host(self) -> Path:
+        """Where the host sees `shared`."""
+        return self._cluster.disk / "shared"
+
+    def start(self, count: int, gpus: int) -> None:
+        """Start `count` nodes at once, Services and names, and wait until every node is Ready."""
+        self._binaries = ensure(NODE)
+        pause = self._cluster.disk / "pause.tar"
+        archive.write(pause, PAUSE_IMAGE, {"/pause": self._binaries["pause"]}, ["/pause"])
+        for number in range(1, count + 1):
+            self._prepare(f"node-{number}", number, gpus)
+        services.start_proxy(self._cluster, self._ground, self._binaries["kube-proxy"])
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(self._start_runtime, self._nodes.values()))
+        self.import_image(pause)
+        for node in self._nodes.values():
+            self._start_kubelet(node)
+        for node in self._nodes.values():
+            self._await_ready(node)
+        services.start_dns(self._cluster, self._ground, self._binaries["coredns"])
+
+    # ---- images -----------------------------------------------------------------------------------
+
+    def import_image(self, *archives: Path, nodes: Iterable[str] = ()) -> None:
+        """Import image archives into these nodes (all of them by default). Pods need imagePullPolicy IfNotPresent or Never."""
+        for name in nodes or self._nodes:
+            for path in archives:
+                self.ctr(name, "images", "import", "--local", str(path))
+
+    def ctr(self, node: str, *args: str) -> str:
+        """Run ctr against a node's containerd, in the kubelet's namespace of it."""
+        socket = str(self._find(node).plan.socket)
+        return self._ground.run([str(self._binaries["ctr"]), "-a", socket, "-n", "k8s.io", *args])
+
+    # ---- looking ------------------------------------------------------------------------------------
+
+    def containers(self, node: str) -> list[Container]:
+        """The running containers of a node with their processes."""
+        found = self._find(node)
+        pods = self._cluster.api.get(f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")["items"]
+        return [
+            Container(node, pod["metadata"]["namespace"], pod["metadata"]["name"], status["name"], pids)
+            for pod in pods
+            for status in pod["status"].get("containerStatuses", ())
+            if (identity := status.get("containerID", "").rpartition("/")[2])
+            and (pids := tuple(found.group.pids(identity)))
+        ]
+
+    def pids(self, namespace: str, pod: str, container: str = "", matching: str = "") -> list[int]:
+        """Host process numbers in a pod whose command line contains `matching`, oldest first.
+
+        They can be signalled with os.kill."""
+        node = self._cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")["spec"]["nodeName"]
+        return [
+            pid
+            for one in self.containers(node)
+            if (one.namespace, one.pod) == (namespace, pod) and container in ("", one.name)
+            for pid in one.pids
+            if matching in command_line(pid)
+        ]
+
+    # ---- faults -------------------------------------------------------------------------------------
+
+    def kill_node(self, name: str, network: bool = True) -> None:
+        """The node is gone at once: no network first (so that no dying process says goodbye), then kubelet,
+        containerd, shims and all containers by SIGKILL. network=False leaves its addresses reachable."""
+        node = self._find(name)
+        if network:
+            self._ground.run(["ip", "link", "set", node.plan.bridge, "down"])
+        node.processes["kubelet"].signal(signal.SIGKILL)
+        node.processes["containerd"].signal(signal.SIGKILL)
+
+        def gone() -> bool:
+            pids = [*self._shims(node), *node.group.pids()]
+            for pid in pids:
+                _kill(pid)
+            return not pids
+
+        until(gone, 20, f"every process of {name} is dead")
+        for process in node.processes.values():
+            process.kill()
+
+    def restart_node(self, name: str) -> None:
+        """Bring a killed node back, with its old containers dead, and wait until it is Ready."""
+        node = self._find(name)
+        self._ground.run(["ip", "link", "set", node.plan.bridge, "up"])
+        self._start_runtime(node)
+        self._start_kubelet(node)
+        self._await_ready(node)
+
+    def stop_kubelet(self, name: str) -> None:
+        """Only the kubelet dies: its pods run on and the node becomes Unknown."""
+        self._find(name).processes["kubelet"].kill()
+
+    def start_kubelet(self, name: str) -> None:
+        """Start it again and wait until the node is Ready."""
+        self._start_kubelet(self._find(name))
+        self._await_ready(self._find(name))
+
+    # ---- steps --------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> Node:
+        if name not in self._nodes:
+            raise RigError(f"no node {name}; there are {', '.join(self._nodes)}")
+        return self._nodes[name]
+
+    def _prepare(self, name: str, number: int, gpus: int) -> None:
+        cluster = self._cluster
+        plan = NodePlan(name, number, cluster.disk / name, self._ground.pod_range)
+        group = NodeGroup(f"{cluster.folder.name}-{name}")
+        for folder in group.folders:
+            cluster.lifeline.watch_cgroup(folder)
+        group.create()
+        node_files.write(plan, self._binaries, cluster.authority.certificate, group.name)
+        identity = cluster.authority.issue(name, f"/O=system:nodes/CN=system:node:{name}")
+        cluster.authority.kubeconfig(plan.folder / "kubeconfig", cluster.url, identity)
+        script = [
+            "set -e",
+            f"mkdir -p {plan.run}",
+            f"ip link add {plan.bridge} type bridge",
+            f"ip address add {plan.address}/24 dev {plan.bridge}",
+            f"ip link set {plan.bridge} up",
+        ]
+        self._ground.run(["sh", "-c", "\n".join(script)])
+        self._nodes[name] = Node(plan, group, gpus, {})
+
+    def _start_runtime(self, node: Node) -> None:
+        plan = node.plan
+        path = f"{plan.folder / 'bin'}:{os.environ['PATH']}"  # where it looks for its shim
+        argv = [str(plan.folder / "bin" / "containerd"), "--config", str(plan.folder / "containerd.toml")]
+        process = self._ground.start(f"containerd-{plan.name}", argv, {"PATH": path})
+        node.processes["containerd"] = process
+
+        def answers() -> bool:
+            try:
+                return "SERVER" in self.ctr(plan.name, "version").upper()
+            except RigError:
+                return False
+
+        until(answers, 60, f"containerd of {plan.name} answers", lambda: not process.alive)
+
+    def _start_kubelet(self, node: Node) -> None:
+        plan = node.plan
+        argv = [
+            str(self._binaries["kubelet"]),
+            f"--config={plan.folder / 'kubelet.json'}",
+            f"--kubeconfig={plan.folder / 'kubeconfig'}",
+            f"--root-dir={plan.folder / 'kubelet'}",
+            f"--hostname-override={plan.name}",
+            f"--node-ip={plan.address}",
+        ]
+        node.since = datetime.now(UTC).replace(microsecond=0)
+        node.processes["kubelet"] = self._ground.start(f"kubelet-{plan.name}", argv)
+
+    def _await_ready(self, node: Node) -> None:
+        """Ready means: says so, has forgiven taints, and offers its GPUs (which a restarted kubelet may forget)."""
+        kubelet, path = node.processes["kubelet"], f"/api/v1/nodes/{node.plan.name}"
+
+        def ready() -> bool:
+            seen = self._cluster.api.get("/api/v1/nodes")["items"]
+            mine = [one for one in seen if one["metadata"]["name"] == node.plan.name]
+            return bool(mine) and self._offers(node, path, mine[0])
+
+        until(ready, 90, f"node {node.plan.name} is Ready", lambda: not kubelet.alive)
+
+    def _offers(self, node: Node, path: str, seen: dict[str, Any]) -> bool:
+        fresh = [
+            one
+            for one in seen["status"].get("conditions", ())
+            if (one["type"], one["status"]) == ("Ready", "True")
+            # Said since this kubelet started: of a node that came back, its last word before may still stand.
+            and datetime.fromisoformat(one["lastHeartbeatTime"]) >= node.since
+        ]
+        if not fresh or seen["spec"].get("taints"):
+            return False
+        if node.gpus and seen["status"]["allocatable"].get(GPU) != str(node.gpus):
+            amount = {GPU: str(node.gpus)}
+            self._cluster.api.patch(f"{path}/status", {"status": {"capacity": amount, "allocatable": amount}})
+            return False
+        return True
+
+    def _shims(self, node: Node) -> list[int]:
+        """The shims hold a node's containers; each names its containerd's socket."""
+        return [
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if f"-address {node.plan.socket} " in (line := command_line(int(folder.name))) + " "
+            and "containerd-shim" in line
+            and self._ground.holds(int(folder.name))
+        ]
+
+
+def command_line(pid: int) -> str:
+    """A process's arguments with blanks between, "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
