@@ -216,7 +216,7 @@ def clean_progress(line: Any) -> "dict[str, Any] | None":
     """
     if not isinstance(line, dict):
         return None
-    clean: "dict[str, Any]" = {}
+    clean: dict[str, Any] = {}
     for field, types in PROGRESS_FIELDS.items():
         value = line.get(field)
         if isinstance(value, bool) or not isinstance(value, types):
