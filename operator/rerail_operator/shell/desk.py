@@ -1,0 +1,128 @@
+"""The admission desk: jobs parsed once, their memories, and one serial answer to all who wait for nodes."""
+
+from collections.abc import Mapping
+
+from rerail_api.status import ConditionType
+from rerail_api.v1alpha1 import InvalidJob, TrainingJob, parse_job
+
+from rerail_operator.core.admission import Queued, plan_admissions
+from rerail_operator.core.placement import gang_request
+from rerail_operator.core.pod_resources import pod_request
+from rerail_operator.core.quantities import BadQuantity
+from rerail_operator.core.queueing import KUEUE_LABEL, why_invalid
+from rerail_operator.core.waiting import avoided
+from rerail_operator.core.world import Nodes, Placement, Refusal, Resources, World
+
+from .clock import Clock
+from .cluster import Object
+from .fleet import Fleet
+from .jobmemory import JobMemory
+from .keys import JobKey
+
+
+class AdmissionDesk:
+    """Plans who starts next over one snapshot; the answers hold until something changes."""
+
+    def __init__(self, fleet: Fleet, clock: Clock, accelerators: tuple[str, ...]) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._accelerators = accelerators
+        self._memories: dict[str, JobMemory] = {}
+        self._parsed: dict[JobKey, tuple[str, TrainingJob | None, str]] = {}
+        self._offers: Mapping[str, Placement | Refusal] | None = None
+
+    def memory(self, uid: str) -> JobMemory:
+        """The memory of a job UID, new when there is none."""
+        return self._memories.setdefault(uid, JobMemory())
+
+    def forget(self, uid: str) -> None:
+        """The job is gone with all its pods."""
+        self._memories.pop(uid, None)
+        self.changed()
+
+    def forget_all(self) -> None:
+        """Leadership begins: nothing that was remembered may be trusted."""
+        self._memories.clear()
+        self.changed()
+
+    def changed(self) -> None:
+        """Nodes, pods, jobs or claims have changed: the answers must be worked out again."""
+        self._offers = None
+
+    def read(self, key: JobKey, raw: Object) -> tuple[TrainingJob | None, str]:
+        """The job parsed, or None and why not; parsed once per resourceVersion."""
+        version = f"{raw['metadata']['uid']}/{raw['metadata'].get('resourceVersion', '')}"
+        known = self._parsed.get(key)
+        if known is not None and known[0] == version:
+            return known[1], known[2]
+        job: TrainingJob | None = None
+        why = ""
+        try:
+            job = parse_job(raw)
+        except InvalidJob as invalid:
+            why = str(invalid)
+        self._parsed[key] = (version, job, why)
+        return job, why
+
+    def nodes_for(self, uid: str) -> Nodes:
+        """The snapshot as this job sees it: what others have claimed and not yet created is taken."""
+        return self._fleet.nodes(self._reserved(but=uid))
+
+    def offer(self, uid: str) -> Placement | Refusal | None:
+        """The answer to a waiting job; None when it does not stand in line."""
+        if self._offers is None:
+            self._offers = self._plan()
+        return self._offers.get(uid)
+
+    def _plan(self) -> Mapping[str, Placement | Refusal]:
+        queue: list[Queued] = []
+        settled = True
+        live: set[JobKey] = set()
+        for raw in self._fleet.jobs():
+            meta = raw["metadata"]
+            key = JobKey(meta["namespace"], meta["name"])
+            live.add(key)
+            job, _ = self.read(key, raw)
+            if job is None or job.status.finished or job.metadata.deletion_timestamp is not None:
+                continue
+            if job.status.is_true(ConditionType.ADMITTED):
+                settled = settled and self.memory(job.metadata.uid).passed
+                continue
+            queued = self._queued(job)
+            if queued is not None:
+                queue.append(queued)
+        for gone in self._parsed.keys() - live:
+            del self._parsed[gone]
+        return plan_admissions(queue, self._fleet.nodes(self._reserved(but="")), settled)
+
+    def _queued(self, job: TrainingJob) -> Queued | None:
+        if job.spec.suspend or KUEUE_LABEL in job.metadata.labels:
+            return None
+        world = World(job.metadata.uid, job, accelerators=self._accelerators)
+        if why_invalid(world, job):
+            return None
+        away = avoided(job, self._clock.now())
+        try:
+            request = gang_request(job.spec.template, job.spec.num_nodes, away)
+        except BadQuantity:
+            return None
+        created = job.metadata.creation_timestamp or self._clock.now()
+        meta = job.metadata
+        return Queued(meta.uid, meta.namespace, meta.name, created, request)
+
+    def _reserved(self, but: str) -> dict[str, Resources]:
+        """Per node what jobs other than `but` have claimed and whose pods are not in the picture yet."""
+        taken: dict[str, dict[str, int]] = {}
+        for raw in self._fleet.jobs():
+            uid = raw["metadata"]["uid"]
+            memory = self._memories.get(uid)
+            if uid == but or memory is None or memory.claim is None:
+                continue
+            here = {pod.node_rank for pod in self._fleet.pods(uid) if pod.alive}
+            request = pod_request(raw["spec"]["template"])
+            for rank, node in memory.claim.nodes.items():
+                if rank not in here:
+                    on_node = taken.setdefault(node, {})
+                    for name, amount in request.items():
+                        on_node[name] = on_node.get(name, 0) + amount
+        return dict(taken)

@@ -1,0 +1,192 @@
+"""One pass over one job: observe -> decide -> apply -> publish status once."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from rerail_api.status import ConditionType, TrainingJobStatus
+from rerail_api.v1alpha1 import TrainingJob, parse_status
+
+from rerail_operator.core.decide import decide
+from rerail_operator.core.plan import Note, Plan
+from rerail_operator.core.publish import write_due
+from rerail_operator.core.queueing import shape_hash
+from rerail_operator.core.world import World
+
+from .apply import Applier, Target
+from .clock import Clock
+from .cluster import Cluster, Kind, NotFound, Object
+from .coordinator import Coordinator
+from .desk import AdmissionDesk
+from .fleet import Fleet
+from .jobmemory import JobMemory
+from .keys import JobKey
+
+log = logging.getLogger(__name__)
+
+SOON = timedelta(seconds=0.2)
+
+
+class FieldDropped(Exception):
+    """The API server dropped a status field: the CRD is older than this operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Senses:
+    """Where a pass looks."""
+
+    fleet: Fleet
+    coordinator: Coordinator
+    desk: AdmissionDesk
+    clock: Clock
+
+
+PassHook = Callable[[JobKey, World, Plan], None]
+Recorder = Callable[[TrainingJob, tuple[Note, ...]], None]
+
+
+class Reconciler:
+    """Makes passes; holds the memory that may be lost."""
+
+    def __init__(
+        self, cluster: Cluster, senses: Senses, applier: Applier, accelerators: tuple[str, ...]
+    ) -> None:
+        self._cluster = cluster
+        self._senses = senses
+        self._applier = applier
+        self._accelerators = accelerators
+        self._leading_since: datetime | None = None
+        self.on_pass: list[PassHook] = []
+        self.recorder: Recorder | None = None
+
+    def lead(self) -> None:
+        """Leadership begins now: what a former leader knew is not known here."""
+        self._leading_since = self._senses.clock.now()
+
+    async def reconcile(self, key: JobKey) -> timedelta | None:
+        """One pass; when to come again, or None for "when something changes". Raises ClusterError."""
+        raw = self._senses.fleet.job(key)
+        live = raw["metadata"]["uid"] if raw is not None else ""
+        for uid in self._senses.fleet.job_uids(key):
+            if uid != live:
+                await self._tear_down(key, uid)
+        if raw is None:
+            return None
+        return await self._pass(key, live, raw)
+
+    async def _tear_down(self, key: JobKey, uid: str) -> None:
+        """Pods of a job that is gone (or of one of the same name that was there before)."""
+        world = World(uid, None, pods=self._senses.fleet.pods(uid))
+        plan = decide(world, self._senses.clock.now())
+        memory = self._senses.desk.memory(uid)
+        await self._applier.apply(Target(key.namespace, key.name, uid, None, memory), plan.actions)
+        self._forget_agents(uid, world)
+        if not world.pods:
+            self._senses.desk.forget(uid)
+
+    async def _pass(self, key: JobKey, uid: str, raw: Object) -> timedelta | None:
+        memory = self._senses.desk.memory(uid)
+        world = self._observe(key, uid, raw, memory)
+        now = self._senses.clock.now()
+        plan = decide(world, now)
+        memory.passed = True
+        self._remember(memory, plan, world)
+        for hook in self.on_pass:
+            hook(key, world, plan)
+        if world.job is None:
+            log.error("%s: %s", key, plan.because)
+            return None
+        self._forget_agents(uid, world)
+        if plan.intent and plan.status is not None:
+            await self._write(key, raw, world.job, plan.status, memory)
+            self._record(world.job, plan.notes)
+            return timedelta(0)
+        target = Target(key.namespace, key.name, uid, world.job, memory)
+        complete = await self._applier.apply(target, plan.actions)
+        if plan.status is not None:
+            await self._publish(key, raw, world.job, plan, memory)
+        self._record(world.job, plan.notes)
+        learned = memory.rejections != world.rejections or self._learned(memory, world)
+        if not complete or learned:
+            return timedelta(0)
+        return plan.requeue_after
+
+    def _observe(self, key: JobKey, uid: str, raw: Object, memory: JobMemory) -> World:
+        job, invalid = self._senses.desk.read(key, raw)
+        if job is None:
+            return World(uid, None, invalid=invalid)
+        memory.forget_rejections_of_other(job.metadata.generation, job.status.round)
+        admitted = job.status.is_true(ConditionType.ADMITTED)
+        return World(
+            uid=uid,
+            job=job,
+            pods=self._senses.fleet.pods(uid),
+            agents=self._senses.coordinator.agents(uid),
+            nodes=self._senses.desk.nodes_for(uid),
+            offer=None if admitted else self._senses.desk.offer(uid),
+            ledger=memory.ledger,
+            template_frozen=memory.template is not None
+            and memory.template_revision == job.status.template_revision,
+            dry_run_passed=memory.dry_run_shape == shape_hash(job),
+            rejections=memory.rejections,
+            leading_since=self._leading_since,
+            claim=memory.claim,
+            memory=memory.notes,
+            accelerators=self._accelerators,
+        )
+
+    def _remember(self, memory: JobMemory, plan: Plan, world: World) -> None:
+        memory.notes = plan.memory
+        if plan.status is not None:
+            memory.ledger = plan.status.ledger
+        if plan.placement is not None:
+            memory.claim = plan.placement
+        elif plan.status is None or not plan.status.is_true(ConditionType.ADMITTED):
+            memory.claim = None
+        self._senses.desk.changed()
+
+    def _learned(self, memory: JobMemory, world: World) -> bool:
+        """Whether applying taught something that the next pass can act on at once."""
+        frozen = memory.template is not None and not world.template_frozen
+        passed = world.job is not None and memory.dry_run_shape == shape_hash(world.job)
+        return frozen or (passed and not world.dry_run_passed)
+
+    async def _publish(
+        self, key: JobKey, raw: Object, job: TrainingJob, plan: Plan, memory: JobMemory
+    ) -> None:
+        status = plan.status
+        since = timedelta(seconds=min(self._senses.clock.monotonic() - memory.last_write, 1e6))
+        if status is not None and write_due(job.status, status, since):
+            await self._write(key, raw, job, status, memory)
+
+    async def _write(
+        self, key: JobKey, raw: Object, job: TrainingJob, status: TrainingJobStatus, memory: JobMemory
+    ) -> None:
+        """One guarded status write, and its reply read back. Raises Conflict, FieldDropped."""
+        body = {**raw, "status": status.to_json()}
+        try:
+            reply = await self._cluster.replace(Kind.JOB, key.namespace, body, status=True)
+        except NotFound:
+            log.info("%s: deleted while its status was being written", key)
+            return
+        memory.last_write = self._senses.clock.monotonic()
+        self._senses.fleet.note_job(reply)
+        stored = parse_status(reply.get("status") or {})
+        if stored.round != status.round or stored.released_round != status.released_round:
+            raise FieldDropped(
+                f"{key}: the API server dropped fields of our status write; its CRD is older than this "
+                f"operator: apply the CRD that belongs to it (kubectl apply --server-side -f crds/)"
+            )
+
+    def _forget_agents(self, uid: str, world: World) -> None:
+        here = {pod.uid for pod in world.pods}
+        for pod_uid, agent in self._senses.coordinator.agents(uid).items():
+            if pod_uid not in here and not agent.connected:
+                self._senses.coordinator.forget(pod_uid)
+
+    def _record(self, job: TrainingJob, notes: tuple[Note, ...]) -> None:
+        for note in notes:
+            log.info("%s/%s: %s: %s", job.metadata.namespace, job.metadata.name, note.reason, note.message)
+        if self.recorder is not None and notes:
+            self.recorder(job, notes)
