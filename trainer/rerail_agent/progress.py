@@ -1,0 +1,97 @@
+"""The progress file of a round: tailed, merged, and cut before it grows for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rerail_api.contract import PROGRESS_FILE_BYTES, clean_progress
+
+LINE_BYTES = 4096
+READ_BYTES = 256 * 1024
+_LARGEST = 2**63 - 1
+_TEXT_CHARACTERS = 32
+
+
+class ProgressFile:
+    """The newest known value of every field that the ranks of one round have reported."""
+
+    def __init__(self, path: Path, limit: int = PROGRESS_FILE_BYTES) -> None:
+        self._path = path
+        self._limit = limit
+        self._offset = 0
+        self._seen: tuple[int, int, int] | None = None
+        self._values: dict[str, Any] = {}
+        self.read_at: float | None = None
+        """When the newest line was read, on the caller's clock."""
+
+    @property
+    def newest(self) -> dict[str, Any] | None:
+        return dict(self._values) if self._values else None
+
+    @property
+    def contract(self) -> bool:
+        """The program has declared our table of exit codes."""
+        return self._values.get("contract") == 1
+
+    def poll(self, now: float) -> bool:
+        """Read what is new; true when a value has changed."""
+        try:
+            stat = os.stat(self._path)
+            if (stat.st_ino, stat.st_size, stat.st_mtime_ns) == self._seen:
+                return False
+            with open(self._path, "r+b", buffering=0) as file:
+                return self._read(file.fileno(), now)
+        except OSError:
+            # a program that removed the file, or a full file table: the next line will be read
+            return False
+
+    def _read(self, fd: int, now: float) -> bool:
+        before = dict(self._values)
+        stat = os.fstat(fd)
+        if stat.st_size < self._offset:
+            self._offset = 0
+        while self._take(os.pread(fd, READ_BYTES, self._offset), now):
+            pass
+        stat = os.fstat(fd)
+        self._seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        # Blocks count too: a writer without O_APPEND leaves a hole after each cut, large in size but empty.
+        if self._offset == stat.st_size and min(stat.st_size, stat.st_blocks * 512) > self._limit:
+            os.ftruncate(fd, 0)
+            self._offset, self._seen = 0, None
+        return self._values != before
+
+    def _take(self, data: bytes, now: float) -> bool:
+        """Whole lines of `data`; false when there is nothing more to take."""
+        end = data.rfind(b"\n") + 1
+        if not end:
+            if len(data) < READ_BYTES:
+                return False
+            end = len(data)
+        self._offset += end
+        for line in data[:end].split(b"\n"):
+            self._merge(line.lstrip(b"\0"), now)
+        return True
+
+    def _merge(self, line: bytes, now: float) -> None:
+        if not line.strip() or len(line) > LINE_BYTES:
+            return
+        try:
+            clean = clean_progress(json.loads(line))
+        except (ValueError, RecursionError):
+            return
+        if clean is None:
+            return
+        contract = self._values.get("contract")
+        self._values.update((field, value) for field, value in clean.items() if _bounded(value))
+        if contract == 1:
+            self._values["contract"] = 1
+        self.read_at = now
+
+
+def _bounded(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _TEXT_CHARACTERS and value.isprintable()
+    return abs(value) <= _LARGEST if isinstance(value, int) else True

@@ -1,0 +1,304 @@
+"""The agent's state machine: orders and exits in, processes and the report out.
+
+Owns the round, the fence and the ranks. Knows nothing of connections: whoever speaks with the coordinator
+hands it parsed orders and asks it for the report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rerail_api.contract import AgentState
+
+from rerail_agent.console import Console, Sink
+from rerail_agent.environment import Surroundings, node_env, rank_env
+from rerail_agent.evidence import exit_report, process_code, write_termination_message
+from rerail_agent.orders import Finish, Join, Order, Release, Run, Stop
+from rerail_agent.ports import PortChoice
+from rerail_agent.progress import ProgressFile
+from rerail_agent.ranks import Launch, Rank, Ranks
+from rerail_agent.settings import Settings, Timing
+from rerail_agent.takedown import Outcome, Takedown
+from rerail_agent.workspace import Workspace
+
+TERMINATED_CODE = 128 + signal.SIGTERM
+_UNSETTLED = (AgentState.IDLE, AgentState.READY, AgentState.RUNNING, AgentState.STOPPING)
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The agent is to end; `code` None means the root rank's own."""
+
+    code: int | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a worker runs: what it was given by the process that hosts it."""
+
+    loop: asyncio.AbstractEventLoop
+    inherited: Mapping[str, str]
+    workspace: Workspace
+    console: Console
+    sink: Sink
+
+
+class Worker:
+    """One node's part of a job. `step` after every event and now and then; it never waits."""
+
+    def __init__(self, settings: Settings, timing: Timing, site: Site) -> None:
+        self._settings = settings
+        self._timing = timing
+        self._site = site
+        self._around = Surroundings(site.inherited, settings.job_uid, site.workspace)
+        self._ports = PortChoice()
+        self._takedown: Takedown | None = None
+        self._goal: Join | Stop | Leave | None = None
+        self._forget(0)
+        self.term = 0
+        self.state = AgentState.IDLE
+        self.port: int | None = None
+        self.done_since = 0.0
+        self.exit_code: int | None = None
+        """Set when the agent has nothing more to do."""
+
+    # ------------------------------------------------------------------ what comes in
+
+    def saw_term(self, term: int) -> bool:
+        """Note a leader's term; false when it is of a leader that has been succeeded."""
+        if term < self.term:
+            return False
+        self.term = term
+        return True
+
+    def obey(self, order: Order, now: float) -> None:
+        """One order; those of an older leader or an older round are not for us."""
+        if not self.saw_term(order.term):
+            self._site.console.say(f"ignored an order of term {order.term}; the leader's is {self.term}")
+            return
+        if isinstance(order, Finish):
+            self._leave(Leave(order.code, order.message), now, save=False)
+        elif order.round >= self._fence():
+            self._obey_round(order, now)
+
+    def terminate(self, name: str, now: float) -> None:
+        """SIGTERM to the agent: save and leave; a second one: leave at once."""
+        if isinstance(self._goal, Leave):
+            self._site.console.say(f"{name} again: killing the ranks")
+            self._leave(self._goal, now, save=False)
+            return
+        self._site.console.say(f"{name}: stopping the ranks")
+        self._leave(Leave(None, f"the agent received {name}"), now, save=True)
+
+    def reap(self, now: float) -> None:
+        """Take in every child that has ended, orphans that were handed to us among them."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            rank = self.ranks.ended(pid, code, now, ordered=self._takedown is not None)
+            if rank is not None:
+                self._rank_ended(rank, now)
+
+    def step(self, now: float) -> None:
+        """Carry on with what is under way."""
+        self.ranks.flush(now)
+        if self.progress is not None:
+            self.progress.poll(now)
+        if self._takedown is None:
+            return
+        outcome = self._takedown.step(now)
+        if outcome is Outcome.CLEAN:
+            self._cleaned(now)
+        elif outcome is Outcome.STUCK:
+            self._stuck()
+
+    def leave_unled(self, now: float) -> None:
+        """Every rank is done and no leader has come to say so."""
+        self._leave(Leave(0, "done; no leader came to release this agent"), now, save=False)
+
+    # ------------------------------------------------------------------ what goes out
+
+    @property
+    def busy(self) -> bool:
+        """Something is being waited for that no signal announces."""
+        return self._takedown is not None
+
+    def report(self, now: float) -> dict[str, Any]:
+        """REPORT of the contract, but for the probe port, which is not ours."""
+        progress = self.progress
+        age = None if progress is None or progress.read_at is None else round(now - progress.read_at, 3)
+        return {
+            "state": self.state.value,
+            "round": self.round,
+            "term": self.term,
+            "release": self.release.raw if self.release is not None else None,
+            "address": self._settings.pod_ip,
+            "port": self.port,
+            "exit": self._exit(now),
+            "ranks_alive": len(self.ranks.alive),
+            "progress": progress.newest if progress is not None else None,
+            "progress_age": age,
+        }
+
+    # ------------------------------------------------------------------ orders
+
+    def _fence(self) -> int:
+        """The lowest round whose orders count: the one that is being prepared, else our own."""
+        return max(self.round, self._goal.round if isinstance(self._goal, (Join, Stop)) else 0)
+
+    def _obey_round(self, order: Join | Run | Stop, now: float) -> None:
+        if isinstance(self._goal, Leave):
+            if isinstance(order, Stop) and not order.save and self._takedown is not None:
+                self._takedown.abort(now)
+            return
+        if isinstance(order, Join):
+            if order.round > self._fence():
+                self._pursue(order, now, save=False, grace_seconds=0.0)
+        elif isinstance(order, Stop):
+            if self.state is not AgentState.STOPPED or order.round > self.round:
+                self._pursue(order, now, save=order.save, grace_seconds=order.grace_seconds)
+        elif self.state is AgentState.READY and order.round == self.round:
+            self._start(order.release, now)
+        elif self.release is not None and order.release != self.release and order.round == self.round:
+            self._site.console.say(f"ignored a second, different release of round {self.round}")
+
+    def _pursue(self, goal: Join | Stop | Leave, now: float, save: bool, grace_seconds: float) -> None:
+        """End what runs, then do what the goal says. A takedown under way is only ever made harder."""
+        self._goal = goal
+        if self._takedown is None:
+            self._takedown = Takedown(self.ranks, self._timing.cannot_stop)
+        if self.ranks.alive and self.state is not AgentState.STUCK:
+            self.state = AgentState.STOPPING
+        if save:
+            self._takedown.save(now, grace_seconds)
+        else:
+            self._takedown.abort(now)
+        self.step(now)
+
+    def _leave(self, leave: Leave, now: float, save: bool) -> None:
+        self._pursue(leave, now, save, self._settings.grace_seconds)
+
+    # ------------------------------------------------------------------ rounds
+
+    def _forget(self, number: int) -> None:
+        """Nothing of an earlier round is ours any more."""
+        self.round = number
+        self.release: Release | None = None
+        self.ranks = Ranks(self._site.loop, self._site.sink)
+        self.progress: ProgressFile | None = None
+
+    def _cleaned(self, now: float) -> None:
+        """No descendant lives: do what the takedown was for."""
+        goal, self._goal, self._takedown = self._goal, None, None
+        self.ranks.flush(now)
+        self.ranks.close()
+        if isinstance(goal, Leave):
+            self._left(goal)
+        elif isinstance(goal, Stop):
+            self._stopped(goal)
+        elif isinstance(goal, Join):
+            self._site.workspace.clean()
+            self._forget(goal.round)
+            self.port = self._ports.offer()
+            self.state = AgentState.READY
+
+    def _stuck(self) -> None:
+        if self.state is not AgentState.STUCK:
+            self.state = AgentState.STUCK
+            self._site.console.say("processes survive KILL; this pod cannot stop and has to be replaced")
+            self._write_termination("")
+        if isinstance(self._goal, Leave):
+            # Nothing is won by staying: what the kernel holds on to does not end sooner for it.
+            self._left(self._goal)
+
+    def _stopped(self, order: Stop) -> None:
+        if order.round > self.round:
+            self._forget(order.round)
+        self._ports.release()
+        self.port = None
+        self.state = AgentState.STOPPED
+        self._write_termination("")
+
+    def _left(self, leave: Leave) -> None:
+        own = process_code(self.ranks)
+        if self.state in _UNSETTLED:
+            self.state = AgentState.STOPPED
+        self.exit_code = leave.code if leave.code is not None else own
+        if self.exit_code is None:
+            # Terminated before anything ran: 0 would claim a work done that never began.
+            self.exit_code = TERMINATED_CODE
+        self.exit_code &= 0xFF
+        self._ports.release()
+        self._write_termination(leave.message)
+        self._site.workspace.remove()
+
+    def _start(self, release: Release, now: float) -> None:
+        self.release = release
+        self.state = AgentState.RUNNING
+        self._ports.release()
+        workspace = self._site.workspace
+        try:
+            workspace.renew(release.round)
+        except OSError as error:
+            self._site.console.say(f"cannot make the folder for temporary files: {error}")
+        self.progress = ProgressFile(workspace.progress)
+        self.ranks.start(self._launches(release), now)
+        for rank in self.ranks.all:
+            if not rank.alive:
+                self._rank_ended(rank, now)
+
+    def _launches(self, release: Release) -> list[Launch]:
+        command = self._settings.command
+        if self._settings.per_node:
+            label, env = f"node {release.node_rank}", node_env(self._around, release)
+            return [Launch(None, 0, label, command, env, self._site.workspace.error_file)]
+        launches = []
+        for local_rank in range(release.nproc):
+            rank = release.node_rank * release.nproc + local_rank
+            env = rank_env(self._around, release, local_rank)
+            launches.append(Launch(rank, local_rank, f"rank {rank}", command, env))
+        return launches
+
+    # ------------------------------------------------------------------ ends
+
+    def _rank_ended(self, rank: Rank, now: float) -> None:
+        if self.progress is not None:
+            # its last progress belongs to the same report as its end
+            self.progress.poll(now)
+        if rank.code:
+            how = f"signal {-rank.code}" if rank.code < 0 else f"exit code {rank.code}"
+            self._site.console.say(f"{rank.launch.label} ended with {how}")
+        if self._takedown is not None:
+            return
+        if self.ranks.first_failed is not None:
+            self.state = AgentState.FAILED
+        elif not self.ranks.alive:
+            self.state = AgentState.DONE
+            self.done_since = now
+        if rank is self.ranks.first_failed:
+            self._write_termination("")
+
+    def _exit(self, now: float) -> dict[str, Any] | None:
+        return exit_report(self.ranks, self.progress is not None and self.progress.contract, now)
+
+    def _write_termination(self, message: str) -> None:
+        now = self._site.loop.time()
+        content = {
+            "rerail": 1,
+            "round": self.round,
+            "state": self.state.value,
+            "exit": self._exit(now),
+            "message": message,
+        }
+        write_termination_message(self._settings.termination_log, content)

@@ -1,0 +1,93 @@
+"""Folders of one round: fresh for its ranks, gone before the next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - named on purpose: what dead ranks leave there is memory lost
+
+
+class NoWorkspace(Exception):
+    """No folder for temporary files can be written; the message says which were tried."""
+
+
+class Workspace:
+    """The agent's own folder with one folder per round in it."""
+
+    def __init__(self, in_container: bool, shared_memory: Path = SHARED_MEMORY) -> None:
+        """`in_container`: only this job writes to /dev/shm, so what its user left there is ours to remove."""
+        self._in_container = in_container
+        self._shared_memory = shared_memory
+        self._base = _make_base(shared_memory)
+        self._round = self._base / "round-0"
+
+    @property
+    def tmp(self) -> Path:
+        """TMPDIR of the ranks."""
+        return self._round / "tmp"
+
+    @property
+    def progress(self) -> Path:
+        """The file to which ranks append progress lines."""
+        return self._round / "progress.jsonl"
+
+    @property
+    def error_file(self) -> Path:
+        """Where torchrun writes what went wrong."""
+        return self._round / "error.json"
+
+    def renew(self, number: int) -> None:
+        """Folders of a round; raises OSError when they cannot be made. No earlier round may be alive."""
+        self.clean()
+        self._round = self._base / f"round-{number}"
+        self.tmp.mkdir(parents=True)
+        self.progress.touch()
+
+    def clean(self) -> None:
+        """Remove what earlier rounds left."""
+        for left in list(self._base.iterdir()) if self._base.is_dir() else []:
+            _remove(left)
+        if self._in_container:
+            self._clean_shared_memory()
+
+    def remove(self) -> None:
+        """At the end of the agent."""
+        self.clean()
+        _remove(self._base)
+
+    def _clean_shared_memory(self) -> None:
+        try:
+            entries = list(os.scandir(self._shared_memory))
+        except OSError:
+            return
+        for entry in entries:
+            try:
+                ours = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+            except OSError:
+                continue
+            if ours and Path(entry.path) != self._base:
+                _remove(Path(entry.path))
+
+
+def _make_base(shared_memory: Path) -> Path:
+    tried = []
+    for parent in (None, str(shared_memory)):
+        # None: TMPDIR and the usual folders. A read-only root file system leaves the memory-backed one.
+        try:
+            return Path(tempfile.mkdtemp(prefix="rerail-", dir=parent))
+        except OSError as error:
+            tried.append(str(error))
+    raise NoWorkspace("no folder for temporary files can be written: " + "; ".join(tried))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        path.unlink()
+    except OSError:
+        return
