@@ -51,12 +51,17 @@ def tightest(domains: Sequence[Domain], want: int) -> list[int]:
 
 
 def _fewest(domains: Sequence[Domain], want: int) -> list[int]:
-    counts = Counter(place[:1] for place in domains)
-    taken: set[Domain] = set()
-    room = 0
-    for place, count in counts.most_common():
-        if room >= want:
-            break
-        taken.add(place)
-        room += count
-    return [i for i, place in enumerate(domains) if place[:1] in taken][:want]
+    room = Counter(place[:1] for place in domains)
+    quota: dict[Domain, int] = {}
+    while want > 0:
+        enough = [place for place, count in room.items() if count >= want]
+        # The rest goes where it leaves the smallest hole.
+        place = min(enough, key=lambda p: room[p]) if enough else max(room, key=lambda p: room[p])
+        quota[place] = min(want, room.pop(place))
+        want -= quota[place]
+    taken: list[int] = []
+    for index, place in enumerate(domains):
+        if quota.get(place[:1], 0) > 0:
+            quota[place[:1]] -= 1
+            taken.append(index)
+    return taken
