@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
-from rerail_api.contract import LABEL_BIRTH_ROUND, LABEL_JOB_UID, LABEL_NODE_RANK
+from rerail_api.contract import BUCKETS, LABEL_BIRTH_ROUND, LABEL_JOB_UID, LABEL_NODE_RANK
 from rerail_api.v1alpha1 import TrainingJob
 
 from rerail_operator.core import names
@@ -142,7 +142,7 @@ class Applier:
                     self._cluster.delete(Kind.POD, target.namespace, name, uid=uid, grace_seconds=grace)
                 )
             case DeleteGang(grace):
-                await _all([self._bucket(target, n, grace) for n in range(names.BUCKETS)])
+                await _all([self._bucket(target, n, grace) for n in range(BUCKETS)])
             case FreezeTemplate(name, template_hash):
                 await self._freeze(target, name, template_hash)
             case DryRunPod(node):
@@ -156,7 +156,7 @@ class Applier:
             case _:
                 assert_never(action)
 
-    async def _gone(self, call: "asyncio._CoroutineLike[None]") -> None:
+    async def _gone(self, call: Awaitable[None]) -> None:
         try:
             await call
         except NotFound:
@@ -288,7 +288,7 @@ def _urgency(action: Action) -> int:
             assert_never(action)
 
 
-async def _all(calls: "list[asyncio._CoroutineLike[None]]") -> None:
+async def _all(calls: list[Coroutine[Any, Any, None]]) -> None:
     """Run all to their end, then raise the first failure: no call is left running behind a pass."""
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):

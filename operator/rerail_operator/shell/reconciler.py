@@ -91,7 +91,7 @@ class Reconciler:
         now = self._senses.clock.now()
         plan = decide(world, now)
         memory.passed = True
-        self._remember(memory, plan, world)
+        self._remember(memory, plan)
         for hook in self.on_pass:
             hook(key, world, plan)
         if world.job is None:
@@ -136,15 +136,18 @@ class Reconciler:
             accelerators=self._accelerators,
         )
 
-    def _remember(self, memory: JobMemory, plan: Plan, world: World) -> None:
+    def _remember(self, memory: JobMemory, plan: Plan) -> None:
         memory.notes = plan.memory
         if plan.status is not None:
             memory.ledger = plan.status.ledger
+        claim = memory.claim
         if plan.placement is not None:
-            memory.claim = plan.placement
+            claim = plan.placement
         elif plan.status is None or not plan.status.is_true(ConditionType.ADMITTED):
-            memory.claim = None
-        self._senses.desk.changed()
+            claim = None
+        if claim != memory.claim:
+            memory.claim = claim
+            self._senses.desk.changed()
 
     def _learned(self, memory: JobMemory, world: World) -> bool:
         """Whether applying taught something that the next pass can act on at once."""
