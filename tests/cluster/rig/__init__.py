@@ -6,4 +6,13 @@ from .controlplane import ControlPlane
 from .errors import CommandFailed, Missing, RigError
 from .process import until
 
-__all__ = ["ApiClient", "ApiError", "CommandFailed", "ControlPlane", "Missing", "Options", "RigError", "until"]
+__all__ = [
+    "ApiClient",
+    "ApiError",
+    "CommandFailed",
+    "ControlPlane",
+    "Missing",
+    "Options",
+    "RigError",
+    "until",
+]

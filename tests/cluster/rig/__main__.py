@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.rig", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    build = commands.add_parser("build", help="build the binaries that are missing from the cache (about 14 min, once)")
+    build = commands.add_parser(
+        "build", help="build the binaries that are missing from the cache (about 14 min, once)"
+    )
     build.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(TOOLS)}")
     build.set_defaults(act=_build)
     images = commands.add_parser("images", help="build the project's images as archives")
@@ -59,7 +61,9 @@ def _build(chosen: argparse.Namespace) -> int:
     if unknown := sorted(set(names) - set(TOOLS)):
         raise RigError(f"no such binary: {', '.join(unknown)}; there are {', '.join(TOOLS)}")
     missing = [name for name in names if not location(name).exists()]
-    console.say(f"{len(names) - len(missing)} of {len(names)} binaries are in the cache; to build: {missing or 'none'}")
+    console.say(
+        f"{len(names) - len(missing)} of {len(names)} binaries are in the cache; to build: {missing or 'none'}"
+    )
     began = time.monotonic()
     for path in ensure(names).values():
         console.result(str(path))

@@ -60,7 +60,7 @@ class ApiClient:
     ) -> Any:
         """One request; a connection that went stale is replaced once. Raises ApiError, or OSError if nobody answers."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": kind, "Accept": "application/json"}
+        headers = {"Content-Type": kind, "Accept": "application/json, */*"}
         connection = self._connection()
         try:
             connection.request(method, path, data, headers)
@@ -72,7 +72,7 @@ class ApiClient:
         text = response.read().decode()
         if response.status >= 300:
             raise ApiError(method, path, response.status, text)
-        return json.loads(text) if response.headers.get_content_type() == "application/json" else text
+        return json.loads(text) if "json" in response.headers.get_content_type() else text
 
     def close(self) -> None:
         """Close the connections of all threads; a later request opens a new one."""

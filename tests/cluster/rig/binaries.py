@@ -25,7 +25,7 @@ _LINKER = "-s -w"
 
 def source_folder(tool: Tool) -> Path:
     """The Go module that pins this tool."""
-    return paths.PAUSE if tool.module == "pause" else paths.TOOLS / tool.module
+    return paths.OWN / tool.module if tool.module in {"pause", "probe"} else paths.TOOLS / tool.module
 
 
 def digest(tool: Tool) -> str:
@@ -85,7 +85,9 @@ def _build(tool: Tool, target: Path) -> None:
         flags = f"{_LINKER} {stamps}".strip()
         argv = ["nice", "-n", "5", go, "build", "-trimpath", "-ldflags", flags]
         argv += ["-o", str(scratch / tool.name), tool.package]
-        done = subprocess.run(argv, cwd=source_folder(tool), env=_environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            argv, cwd=source_folder(tool), env=_environment(), capture_output=True, text=True
+        )
         if done.returncode != 0:
             raise CommandFailed(argv, done.returncode, done.stdout, done.stderr)
         shutil.rmtree(target.parent, ignore_errors=True)

@@ -27,7 +27,9 @@ class NodeGroup:
         """Its folder in every tree."""
         if version() == 2:
             return [_ROOT / self.name]
-        return [tree / self.name for tree in sorted(_ROOT.iterdir()) if not tree.is_symlink() and tree.is_dir()]
+        return [
+            tree / self.name for tree in sorted(_ROOT.iterdir()) if not tree.is_symlink() and tree.is_dir()
+        ]
 
     def create(self) -> None:
         """Make the group; the kubelet expects to find it."""

@@ -178,8 +178,12 @@ def identities(authority: Authority, address: str) -> dict[str, Identity]:
     return {
         "admin": authority.issue("admin", "/O=system:masters/CN=rig-admin"),
         "apiserver": authority.issue("apiserver", "/CN=kube-apiserver", server),
-        "kubelet-client": authority.issue("kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client"),
-        "kube-controller-manager": authority.issue("kube-controller-manager", "/CN=system:kube-controller-manager"),
+        "kubelet-client": authority.issue(
+            "kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client"
+        ),
+        "kube-controller-manager": authority.issue(
+            "kube-controller-manager", "/CN=system:kube-controller-manager"
+        ),
         "kube-scheduler": authority.issue("kube-scheduler", "/CN=system:kube-scheduler"),
     }
 

@@ -61,7 +61,9 @@ class ControlPlane:
         """Start everything and wait until pods can be created. Cleans up after itself when that fails."""
         install({"openssl": "openssl"})
         began = time.monotonic()
-        self._binaries = ensure(["etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl"])
+        self._binaries = ensure(
+            ["etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl"]
+        )
         self.folder = fast_folder("rerail-rig-")
         self.disk = disk_folder(self.folder.name)
         self.logs = self.folder / "logs"
@@ -91,7 +93,7 @@ class ControlPlane:
         if hasattr(self, "api"):
             self.api.close()
         self.lifeline.close()
-        for process in getattr(self, "ground", None).processes if hasattr(self, "ground") else ():
+        for process in self.ground.processes if hasattr(self, "ground") else ():
             process.popen.wait(timeout=30)
 
     # ---- what people use ----------------------------------------------------------------------
@@ -118,7 +120,9 @@ class ControlPlane:
 
     def apply(self, *objects: Mapping[str, Any]) -> str:
         """`kubectl apply` of these objects."""
-        return self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+        return self.kubectl(
+            "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        )
 
     def get(self, *args: str) -> Any:
         """`kubectl get ARGS -o json`, decoded."""
@@ -246,7 +250,10 @@ class ControlPlane:
         """Pods need their namespace's service account, and the authority that is mounted beside its token."""
         base = "/api/v1/namespaces/default"
         try:
-            return bool(self.api.get(f"{base}/serviceaccounts/default") and self.api.get(f"{base}/configmaps/kube-root-ca.crt"))
+            return bool(
+                self.api.get(f"{base}/serviceaccounts/default")
+                and self.api.get(f"{base}/configmaps/kube-root-ca.crt")
+            )
         except (ApiError, OSError):
             return False
 

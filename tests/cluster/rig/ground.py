@@ -248,7 +248,9 @@ def install(needed: dict[str, str]) -> None:
         return
     command = f"apt-get install -y --no-install-recommends {' '.join(absent)}"
     if os.environ.get("RERAIL_TEST_HOST") != "1" or shutil.which("apt-get") is None:
-        raise Missing(f"missing on this machine: {', '.join(absent)}. On Debian: {command} (or set RERAIL_TEST_HOST=1)")
+        raise Missing(
+            f"missing on this machine: {', '.join(absent)}. On Debian: {command} (or set RERAIL_TEST_HOST=1)"
+        )
     quiet = ["env", "DEBIAN_FRONTEND=noninteractive"]
     run([*quiet, "apt-get", "update", "-qq"])
     run([*quiet, *command.split(), "-qq"])

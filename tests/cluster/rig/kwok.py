@@ -6,7 +6,7 @@ may be added while it runs) change that:
     rerail.dev/kwok-hold                 stays Pending while it is there
     rerail.dev/kwok-fail: "137"          phase Failed, every container with this exit code
     rerail.dev/kwok-complete             phase Succeeded
-    rerail.dev/kwok-hang-terminating     stays in Terminating when deleted
+    rerail.dev/kwok-hang-terminating     stays in Terminating when deleted (while running, with a grace period above 0)
     rerail.dev/kwok-not-ready            (on a node) condition Ready becomes False
 """
 
@@ -72,7 +72,10 @@ class FakeNodes:
         assert process is not None
         waiting = set(names)
         until(
-            lambda: waiting <= self._ready(), 60 + count / 20, f"{count} kwok nodes Ready", lambda: not process.alive
+            lambda: waiting <= self._ready(),
+            60 + count / 20,
+            f"{count} kwok nodes Ready",
+            lambda: not process.alive,
         )
         return names
 
@@ -82,7 +85,9 @@ class FakeNodes:
             node["metadata"]["name"]
             for node in nodes
             for condition in node["status"].get("conditions", ())
-            if condition["type"] == "Ready" and condition["status"] == "True" and not node["spec"].get("taints")
+            if condition["type"] == "Ready"
+            and condition["status"] == "True"
+            and not node["spec"].get("taints")
         }
 
 

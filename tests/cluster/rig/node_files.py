@@ -98,7 +98,9 @@ def _network(plan: NodePlan) -> dict[str, Any]:
     ipam = {
         "type": "host-local",
         "dataDir": f"/var/lib/cni/{plan.name}",
-        "ranges": [[{"subnet": f"{plan.network}.0/24", "rangeStart": f"{plan.network}.10", "gateway": plan.address}]],
+        "ranges": [
+            [{"subnet": f"{plan.network}.0/24", "rangeStart": f"{plan.network}.10", "gateway": plan.address}]
+        ],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     bridge = {"type": "bridge", "bridge": plan.bridge, "isGateway": True, "hairpinMode": True, "ipam": ipam}

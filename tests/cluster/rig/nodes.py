@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .controlplane import ControlPlane
 
 GPU = "nvidia.com/gpu"
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Node:
     group: NodeGroup
     gpus: int
     processes: dict[str, Process]
-    since: datetime = datetime.min.replace(tzinfo=UTC)
+    since: datetime = _NEVER
 
 
 class RealNodes:
@@ -71,13 +72,12 @@ class RealNodes:
         return self._cluster.disk / "shared"
 
     def start(self, count: int, gpus: int) -> None:
-        """Start `count` nodes at once, Services and names, and wait until every node is Ready."""
+        """Start `count` nodes at once, then Services and names; afterwards every node is Ready and serves."""
         self._binaries = ensure(NODE)
         pause = self._cluster.disk / "pause.tar"
         archive.write(pause, PAUSE_IMAGE, {"/pause": self._binaries["pause"]}, ["/pause"])
         for number in range(1, count + 1):
             self._prepare(f"node-{number}", number, gpus)
-        services.start_proxy(self._cluster, self._ground, self._binaries["kube-proxy"])
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(self._start_runtime, self._nodes.values()))
         self.import_image(pause)
@@ -85,6 +85,7 @@ class RealNodes:
             self._start_kubelet(node)
         for node in self._nodes.values():
             self._await_ready(node)
+        services.start_proxy(self._cluster, self._ground, self._binaries["kube-proxy"])
         services.start_dns(self._cluster, self._ground, self._binaries["coredns"])
 
     # ---- images -----------------------------------------------------------------------------------
@@ -271,5 +272,3 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-
-

@@ -6,7 +6,7 @@ from pathlib import Path
 
 RIG = Path(__file__).resolve().parent
 TOOLS = RIG.parent / "tools"
-PAUSE = RIG.parent / "pause"
+OWN = RIG.parent  # our own small programs: pause and probe
 CHECKOUT = RIG.parents[2]
 
 

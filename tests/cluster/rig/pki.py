@@ -77,7 +77,9 @@ class Authority:
             "kind": "Config",
             "clusters": [{"name": "rig", "cluster": cluster}],
             "users": [{"name": "rig", "user": user}],
-            "contexts": [{"name": "rig", "context": {"cluster": "rig", "user": "rig", "namespace": "default"}}],
+            "contexts": [
+                {"name": "rig", "context": {"cluster": "rig", "user": "rig", "namespace": "default"}}
+            ],
             "current-context": "rig",
         }
         path.touch(mode=0o600)

@@ -5,6 +5,7 @@ as a process behind the usual Service address.
 """
 
 import json
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from .process import until
 
 if TYPE_CHECKING:
     from .controlplane import ControlPlane
+
+_READY_PORT = 8181
 
 
 def start_proxy(cluster: "ControlPlane", ground: IsolatedGround, binary: Path) -> None:
@@ -27,7 +30,7 @@ def start_proxy(cluster: "ControlPlane", ground: IsolatedGround, binary: Path) -
         "kind": "KubeProxyConfiguration",
         "mode": "iptables",
         "clusterCIDR": ground.pod_range,
-        "hostnameOverride": "rig",
+        "hostnameOverride": "node-1",  # it waits 30 s for its node's address; any node will do
         "clientConnection": {"kubeconfig": str(kubeconfig)},
         "conntrack": leave,
         "healthzBindAddress": "127.0.0.1:10256",
@@ -49,29 +52,39 @@ def start_dns(cluster: "ControlPlane", ground: IsolatedGround, binary: Path) -> 
     identity = cluster.authority.issue("coredns", f"/CN={user}")
     kubeconfig = cluster.authority.kubeconfig(cluster.folder / "coredns.kubeconfig", cluster.url, identity)
     corefile = cluster.folder / "Corefile"
+    address = ground.address
     # Every other name does not exist, at once: a pod never waits for an answer from outside.
     corefile.write_text(
-        f""".:53 {{
-  bind {ground.address}
+        f"""cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {{
+  bind {address}
   errors
-  ready 127.0.0.1:8181
+  ready {address}:{_READY_PORT}
   kubernetes cluster.local in-addr.arpa ip6.arpa {{
     kubeconfig {kubeconfig}
     pods insecure
     ttl 5
   }}
+}}
+.:53 {{
+  bind {address}
   template ANY ANY . {{
     rcode NXDOMAIN
   }}
 }}
 """
     )
-    cluster.apply(*_dns_objects(user, ground.address))
+    cluster.apply(*_dns_objects(user, address))
     process = ground.start("coredns", [str(binary), f"-conf={corefile}"])
-    until(
-        lambda: DNS_SERVICE in ground.run(["iptables-save", "-t", "nat"]),
-        *(60, "kube-proxy writes the name server's Service", lambda: not process.alive),
-    )
+
+    def serves() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{address}:{_READY_PORT}/ready", timeout=2) as answer:
+                ready = answer.status == 200
+        except OSError:
+            return False
+        return ready and DNS_SERVICE in ground.run(["iptables-save", "-t", "nat"])
+
+    until(serves, 60, "CoreDNS answers behind its Service", lambda: not process.alive)
 
 
 def _dns_objects(user: str, address: str) -> list[dict[str, object]]:

@@ -85,9 +85,16 @@ _TOOLS = (
     _cni("main", "loopback"),
     _cni("ipam", "host-local"),
     _cni("meta", "portmap"),
-    Tool("helm", "helm", HELM, "helm.sh/helm/v4/cmd/helm", (f"helm.sh/helm/v4/internal/version.version={HELM}",)),
+    Tool(
+        "helm",
+        "helm",
+        HELM,
+        "helm.sh/helm/v4/cmd/helm",
+        (f"helm.sh/helm/v4/internal/version.version={HELM}",),
+    ),
     Tool("coredns", "coredns", COREDNS, "github.com/coredns/coredns"),
     Tool("pause", "pause", "v1", "."),
+    Tool("probe", "probe", "v1", "."),
     Tool("kindcheck", "kind", KIND, "."),
 )
 

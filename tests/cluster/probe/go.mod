@@ -1,0 +1,3 @@
+module rerail.dev/rig/probe
+
+go 1.26.0
