@@ -1,0 +1,41 @@
+# Rerail: `make` lists the targets.
+PYTHON ?= python3
+VENV_PYTHON = .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check fix gen pin cluster cluster-down kind-up kind-down images bundle bench
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## set up and watch a job lose a rank and finish from its checkpoint
+	@$(PYTHON) scripts/demo.py
+
+test: ## set up and run every ring of tests that this machine can run
+	@$(PYTHON) scripts/rings.py
+
+test-fast: ## core, contract on the in-memory cluster, repository: under 30 s, no torch
+	@$(PYTHON) scripts/rings.py --without-torch fast
+
+check: ## style, types, import contracts, generated files
+	@$(PYTHON) scripts/rings.py check
+
+fix: ## format, and fix what can be fixed
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format --quiet .
+
+gen: ## write the generated files: CRD, API reference
+	@$(VENV_PYTHON) -m rerail_api.crd --write
+	@$(VENV_PYTHON) -m rerail_api.reference --write
+
+pin: ## pin all dependencies anew
+	@sh scripts/pin.sh
+
+cluster: ## a real Kubernetes on this machine with Rerail installed (Linux, root, Go)
+	@$(PYTHON) scripts/rings.py --setup-only --without-torch
+	@$(VENV_PYTHON) -m tests.cluster.rig up --nodes 2 --gpus 8 --install
+
+cluster-down: ## take it down
+	@$(VENV_PYTHON) -m tests.cluster.rig down
+
+bench: ## gang start and restart at 200 and 1,875 nodes against the floor (Go)
+	@$(VENV_PYTHON) -m bench
