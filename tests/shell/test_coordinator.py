@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from rerail_api.contract import MAX_FRAME_BYTES, AgentState
 from rerail_operator.core.world import Agent, Release
 from rerail_operator.shell.clock import SystemClock
