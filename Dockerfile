@@ -7,9 +7,10 @@
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS base
-# A package index of your own (pip reads both; unset: PyPI).
+# A package index of your own, and the authority it is signed by (pip reads all three; unset: PyPI).
 ARG PIP_INDEX_URL
 ARG PIP_TRUSTED_HOST
+ARG PIP_CERT
 ENV PATH=/opt/rerail/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \

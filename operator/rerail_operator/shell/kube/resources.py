@@ -6,7 +6,6 @@ from typing import Final
 from urllib.parse import quote
 
 from rerail_api.contract import API_VERSION, GROUP, PLURAL
-
 from rerail_operator.shell.cluster import Kind
 
 
@@ -43,12 +42,12 @@ RESOURCES: Final[Mapping[Kind, Resource]] = {
 }
 
 CLUSTER_RIGHTS: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    ("", "pods"): frozenset({"get", "list", "watch", "create", "patch", "delete", "deletecollection"}),
+    ("", "pods"): frozenset({"get", "list", "watch", "create", "delete", "deletecollection"}),
     ("", "nodes"): frozenset({"list", "watch"}),
     ("", "events"): frozenset({"create", "patch"}),
     ("", "configmaps"): frozenset({"create", "get"}),
     ("apps", "controllerrevisions"): frozenset({"create", "get"}),
-    (GROUP, PLURAL): frozenset({"get", "list", "watch", "delete"}),
+    (GROUP, PLURAL): frozenset({"list", "watch", "delete"}),
     (GROUP, f"{PLURAL}/status"): frozenset({"update"}),
     ("apiextensions.k8s.io", "customresourcedefinitions"): frozenset({"get"}),
 }
