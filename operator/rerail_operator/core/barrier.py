@@ -15,7 +15,7 @@ from .plan import Action, OrderRun
 from .reasons import Reason
 from .restarts import delay_before
 from .template_facts import num_proc
-from .waiting import SOON, deadline_in, joins, new_round, removals, starting, waiting_for
+from .waiting import SOON, deadline_in, joins, new_round, removals, starting, stuck_memory, waiting_for
 from .world import Release, World
 
 
@@ -27,7 +27,6 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
     if status.released_round == round_:
         return _run(world, job, taken, tidy)
     at_barrier = [seat for seat in taken if seat.at(AgentState.READY, round_)]
-    # A rank that rerail's own order started before the write was seen can only be of this round.
     if len(at_barrier) < len(taken):
         reason, message = waiting_for(taken, round_)
         return starting(
@@ -37,7 +36,7 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
             gathering_stage(taken, round_),
             actions=(*tidy, *joins(taken, round_)),
             requeue_after=deadline_in(job, now),
-            memory=_stuck_memory(world, taken, now),
+            memory=stuck_memory(world, taken, now),
             because="the barrier waits for every node rank",
         )
     held = _held_back_until(job)
@@ -83,14 +82,6 @@ def _held_back_until(job: TrainingJob) -> datetime | None:
     return began + delay_before(status) if began is not None else None
 
 
-def _stuck_memory(world: World, taken: tuple[Seat, ...], now: datetime) -> dict[str, datetime]:
-    return {
-        f"stuck/{s.pod.uid}": world.memory.get(f"stuck/{s.pod.uid}", now)
-        for s in taken
-        if s.pod is not None and s.pod.unschedulable and not s.pod.bound
-    }
-
-
 def _run(world: World, job: TrainingJob, taken: tuple[Seat, ...], tidy: tuple[Action, ...]) -> Outcome:
     """The barrier is released: whoever still stands at it gets the release word for word."""
     status = job.status
@@ -132,10 +123,12 @@ def _run(world: World, job: TrainingJob, taken: tuple[Seat, ...], tidy: tuple[Ac
 
 
 def _release(world: World, job: TrainingJob, taken: tuple[Seat, ...]) -> Release | None:
-    first = taken[0].agent
+    """A first release of the round; None while an agent that may hold one has not been heard."""
+    first, status = taken[0].agent, job.status
     if first is None or first.port == 0:
         return None
-    status = job.status
+    if any(seat.agent is None or seat.agent.round != status.round for seat in taken):
+        return None
     nproc = num_proc(job.spec, job.spec.template, world.accelerators)
     if isinstance(nproc, str):
         return None

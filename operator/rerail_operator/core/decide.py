@@ -6,9 +6,10 @@ from rerail_api.status import ConditionType
 from rerail_api.v1alpha1 import TrainingJob
 
 from . import queueing
+from .condemned import with_condemned
 from .ending import after_the_end, completed, failed, tear_down
 from .evidence import find_faults, finished_with_zero
-from .gang import Seat, seats
+from .gang import Seat, all_bound, seats
 from .gathering import gather
 from .outcome import Outcome
 from .plan import Plan
@@ -28,7 +29,7 @@ def decide(world: World, now: datetime) -> Plan:
         return tear_down(world)
     if job.status.finished:
         return after_the_end(world, job, now)
-    taken = seats(world, job.spec.num_nodes)
+    taken = with_condemned(world, job, seats(world, job.spec.num_nodes), now)
     return publish(world, job, taken, _step(world, job, taken, now), now)
 
 
@@ -41,6 +42,8 @@ def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
             f"active for longer than {job.spec.active_deadline_seconds} s",
             now,
         )
+    if _all_done(job, taken):
+        return completed(job, now)
     if job.spec.suspend:
         return queueing.suspend(world, job)
     if not status.is_true(ConditionType.ADMITTED):
@@ -50,12 +53,10 @@ def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
             Reason.SPEC_CHANGED,
             "the spec was changed while suspended: save, stop, and start from the new one",
         )
-    if _all_done(job, taken):
-        return completed(job, now)
     faults = find_faults(world, taken, now)
     if faults:
         return answer(world, job, taken, faults, now)
-    if past_startup_deadline(job, now) and not status.start_time:
+    if past_startup_deadline(job, now) and not status.start_time and all_bound(taken):
         return failed(
             job,
             Reason.STARTUP_DEADLINE_EXCEEDED,
@@ -71,8 +72,14 @@ def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
 
 
 def _all_done(job: TrainingJob, taken: tuple[Seat, ...]) -> bool:
+    """Whether the gang that was released has done its work; even when it was just asked to stop."""
     status = job.status
-    return status.released_round == status.round and all(finished_with_zero(s, status.round) for s in taken)
+    return (
+        status.is_true(ConditionType.ADMITTED)
+        and status.released_round == status.round
+        and status.template_hash == queueing.shape_hash(job)
+        and all(finished_with_zero(s, status.round) for s in taken)
+    )
 
 
 def _deadline_passed(job: TrainingJob, now: datetime) -> bool:

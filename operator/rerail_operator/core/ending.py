@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from rerail_api.status import ConditionType, Incident, Phase, Stage
+from rerail_api.status import MAX_INCIDENTS, ConditionType, Incident, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
 from .gang import may_still_run
@@ -42,7 +42,7 @@ def failed(
     changes: dict[str, object] = {"completion_time": now}
     if incident is not None:
         ended = incident.model_copy(update={"resolved_time": now})
-        changes["incidents"] = _with_last(job, ended)
+        changes["incidents"] = with_incident(job.status.incidents, ended)
         message = _with_evidence(message, incident)
     else:
         changes.update(_resolved(job, now))
@@ -70,9 +70,10 @@ def _with_evidence(message: str, incident: Incident) -> str:
     return message + "\n" + "\n".join(incident.log_lines)[-700:]
 
 
-def _with_last(job: TrainingJob, incident: Incident) -> tuple[Incident, ...]:
-    older = [i.model_copy(update={"log_lines": ()}) for i in job.status.incidents]
-    return tuple([*older, incident][-16:])
+def with_incident(before: tuple[Incident, ...], new: Incident) -> tuple[Incident, ...]:
+    """The last 16 incidents; log lines stay in the newest only."""
+    older = [i.model_copy(update={"log_lines": ()}) if i.log_lines else i for i in before]
+    return tuple([*older, new][-MAX_INCIDENTS:])
 
 
 def _resolved(job: TrainingJob, now: datetime) -> dict[str, object]:
@@ -103,7 +104,7 @@ def after_the_end(world: World, job: TrainingJob, now: datetime) -> Plan:
     if not success:
         actions.extend(
             DeletePod(pod.name, pod.uid, why="the job has failed; other pods hold its evidence")
-            for pod in world.pods
+            for pod in sorted(world.pods, key=lambda pod: pod.name)
             if pod.ended and not pod.deleting and pod.node_rank not in kept
         )
     return Plan(
@@ -132,9 +133,10 @@ def _stop(
     if reachable:
         reason = "complete" if success else "failed"
         actions.append(OrderFinish(reachable, 0 if success else _code(job), f"the job is {reason}"))
-    unreachable = [p for p in running if p.uid not in reachable]
     if not success:
-        actions.extend(DeletePod(p.name, p.uid, why="the job has failed") for p in unreachable)
+        # The pods whose logs are to stay get their time: their agents may be on the way to a new leader.
+        doomed = [p for p in running if p.uid not in reachable and p.node_rank not in _kept(job)]
+        actions.extend(DeletePod(p.name, p.uid, why="the job has failed") for p in doomed)
     return actions
 
 

@@ -1,9 +1,4 @@
-"""What speaks for a fault: one look at every seat, and the root among what was found.
-
-Order of causes (first wins): an ordered stop or a disruption; a lost node or container; a signal that the
-agent did not send; a code of our table; the earliest other exit, by age since exit and never by comparing
-clocks of two machines.
-"""
+"""What speaks for a fault: one look at every seat."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,10 +12,6 @@ from .gang import Seat
 from .lastwords import last_words
 from .world import Exit, Pod, PodPhase, Termination, World
 
-COLLECT = timedelta(seconds=1)
-"""After the first report of a round: how long others may still report before the root is named."""
-CONTAINER_STATUS = timedelta(seconds=5)
-"""How long the kubelet may take to say how a container ended whose agent has gone silent."""
 SUSPECT = timedelta(seconds=6)
 """Three missed heartbeats."""
 SILENT_IS_LOST = timedelta(seconds=20)
@@ -70,11 +61,11 @@ def find_faults(world: World, taken: Iterable[Seat], now: datetime) -> tuple[Fau
         fault = _seat_fault(world, seat, status.round, status.released_round, now)
         if fault is not None:
             found.append(fault)
-    found = _hold_if_ours(world, found, len(seats_))
+    found = hold_if_ours(found, len(seats_))
     return tuple(replace(f, at=min(f.at, world.memory.get(f.key, f.at))) for f in found)
 
 
-def _hold_if_ours(world: World, found: list[Fault], size: int) -> list[Fault]:
+def hold_if_ours(found: list[Fault], size: int) -> list[Fault]:
     """More silent agents at once than max(3, 5 %) means our own network: none of them counts."""
     silent = [f for f in found if f.kind is IncidentClass.NETWORK]
     if len(silent) > max(3, size // 20):
@@ -95,15 +86,28 @@ def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datet
             f"the pod of node rank {seat.node_rank} is gone: it was deleted by force",
         )
     # A dead pod of an older round is already accounted for: opening this round was the answer to it.
-    if not pod.alive and pod.birth_round < round_ and released != round_:
+    if not seat.filled and pod.birth_round < round_ and released != round_:
         return None
     if finished_with_zero(seat, round_):
         return None
     return (
-        _disrupted(seat, pod, now)
+        _disrupted(seat, pod, round_, now)
         or _node_lost(world, seat, pod, now)
         or _container_ended(seat, pod, round_, now)
         or _rank_failed(seat, pod, round_)
+        or _agent_stuck(seat, pod, now)
+        or _agent_silent(world, seat, pod, now)
+    )
+
+
+def unfit(world: World, seat: Seat, now: datetime) -> Fault | None:
+    """What keeps this seat's pod from serving in any round, whatever its ranks did in the last one."""
+    pod = seat.pod
+    if pod is None:
+        return None
+    return (
+        (_disrupted(seat, pod, None, now) if pod.disruption else None)
+        or _node_lost(world, seat, pod, now)
         or _agent_stuck(seat, pod, now)
         or _agent_silent(world, seat, pod, now)
     )
@@ -123,8 +127,13 @@ def finished_with_zero(seat: Seat, round_: int) -> bool:
 DRAINS = frozenset({"EvictionByEvictionAPI", "DeletionByTaintManager", "TerminationByKubelet"})
 
 
-def _disrupted(seat: Seat, pod: Pod, now: datetime) -> Fault | None:
-    told = seat.agent.exit if seat.agent is not None else None
+def _told(seat: Seat, round_: int | None) -> Exit | None:
+    """What the agent says of that round; an exit of an older one was answered when this one was opened."""
+    return seat.agent.exit if seat.agent is not None and seat.agent.round == round_ else None
+
+
+def _disrupted(seat: Seat, pod: Pod, round_: int | None, now: datetime) -> Fault | None:
+    told = _told(seat, round_)
     if not pod.disruption and not pod.deleting:
         if told is None or not told.ordered:
             return None
@@ -159,6 +168,8 @@ def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | Non
         return None
     if agent is not None and (agent.connected or now - agent.last_seen < SUSPECT):
         return None
+    if agent is None and pod.phase is PodPhase.RUNNING and _just_took_over(world, now):
+        return None
     what = f"node {pod.node} is " + ("gone from the cluster" if node is None else "not ready")
     at, beat = now, ""
     if agent is not None:
@@ -175,6 +186,11 @@ def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | Non
     )
 
 
+def _just_took_over(world: World, now: datetime) -> bool:
+    """Whether agents may still be on their way to this leader."""
+    return world.leading_since is not None and now - world.leading_since < SILENT_IS_LOST
+
+
 OUT_OF_MEMORY = "OOMKilled"
 
 
@@ -182,9 +198,9 @@ def _container_ended(seat: Seat, pod: Pod, round_: int, now: datetime) -> Fault 
     if not pod.ended:
         return None
     ending = pod.termination
-    told = seat.agent.exit if seat.agent is not None and seat.agent.round == round_ else None
+    told = _told(seat, round_)
     words = last_words(ending) if ending is not None else None
-    if told is None and words is not None:
+    if told is None and words is not None and words.round == round_:
         told = words.exit
     if ending is not None and ending.reason == OUT_OF_MEMORY:
         return Fault(
@@ -227,10 +243,10 @@ def _log_tail(ending: Termination) -> Exit:
 
 
 def _rank_failed(seat: Seat, pod: Pod, round_: int) -> Fault | None:
-    agent = seat.agent
-    if agent is None or agent.round != round_ or agent.exit is None:
+    told = _told(seat, round_)
+    if told is None or seat.agent is None:
         return None
-    return _from_exit(seat.node_rank, pod, agent.exit, agent.last_seen)
+    return _from_exit(seat.node_rank, pod, told, seat.agent.last_seen)
 
 
 TABLE: dict[int, IncidentClass] = {
@@ -307,60 +323,36 @@ def _agent_stuck(seat: Seat, pod: Pod, now: datetime) -> Fault | None:
 
 
 def _agent_silent(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | None:
-    """An agent that was there and is not: lost only after a long silence that no moving step vetoes."""
-    agent = seat.agent
-    if agent is None or agent.connected or pod.phase is not PodPhase.RUNNING:
+    """An agent that should be there and is not: lost only after a long silence that no moving step vetoes."""
+    assert world.job is not None  # noqa: S101 - narrowing; callers hold a live job
+    agent, status = seat.agent, world.job.status
+    if pod.phase is not PodPhase.RUNNING or (agent is not None and agent.connected):
         return None
-    since = max(agent.last_seen, world.leading_since or agent.last_seen)
-    if now - since < SILENT_IS_LOST or _gang_moves_since(world, agent.last_seen):
+    if agent is None and (status.released_round != status.round or world.leading_since is None):
+        # Never heard of: a container that is starting, unless an earlier leader released its ranks.
+        return None
+    heard = agent.last_seen if agent is not None else world.leading_since or now
+    since = max(heard, world.leading_since or heard)
+    if now - since < SILENT_IS_LOST or _gang_moves(world, heard, now):
         return None
     return Fault(
         Cause.LOST,
         IncidentClass.NETWORK,
         seat.node_rank,
-        agent.last_seen,
-        f"the agent of {pod.name} on {pod.node} has been silent for"
-        f" {(now - agent.last_seen).total_seconds():.0f} s",
+        heard,
+        f"the agent of {pod.name} on {pod.node} has been silent for {(now - heard).total_seconds():.0f} s",
         pod,
         exclude_node=True,
     )
 
 
-def _gang_moves_since(world: World, then: datetime) -> bool:
+def _gang_moves(world: World, then: datetime, now: datetime) -> bool:
+    """Whether steps are still being made that nobody could make without the agent silent since `then`."""
     return any(
         a.connected
         and a.progress is not None
         and a.progress.at is not None
         and a.progress.at > then + SUSPECT
+        and now - a.progress.at < SILENT_IS_LOST
         for a in world.agents.values()
-    )
-
-
-def root_cause(faults: Iterable[Fault]) -> Fault:
-    """The one fault that the others follow from."""
-    return min(faults, key=lambda f: (f.cause, f.at, f.node_rank))
-
-
-def still_collecting(
-    world: World, taken: Iterable[Seat], faults: tuple[Fault, ...], now: datetime
-) -> timedelta | None:
-    """How much longer to wait for more evidence before naming the root; None when enough is known."""
-    seats_ = tuple(taken)
-    first = min(f.at for f in faults)
-    if root_cause(faults).cause is not Cause.ORDERED and _container_status_owed(seats_, faults):
-        left = first + CONTAINER_STATUS - now
-        if left > timedelta(0):
-            return left
-    if len(faults) == len(seats_):
-        return None
-    left = first + COLLECT - now
-    return left if left > timedelta(0) else None
-
-
-def _container_status_owed(taken: tuple[Seat, ...], faults: tuple[Fault, ...]) -> bool:
-    """A running pod whose agent is gone without a report: its container may have been killed."""
-    told = {f.node_rank for f in faults}
-    return any(
-        seat.node_rank not in told and seat.filled and seat.agent is not None and not seat.agent.connected
-        for seat in taken
     )

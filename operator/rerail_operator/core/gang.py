@@ -16,10 +16,11 @@ class Seat:
     pod: Pod | None = None
     agent: Agent | None = None
     older: tuple[Pod, ...] = ()
+    condemned: bool = False  # the pod is alive, but the round was opened to be rid of it
 
     @property
     def filled(self) -> bool:
-        return self.pod is not None and self.pod.alive
+        return self.pod is not None and self.pod.alive and not self.condemned
 
     def at(self, state: AgentState, round_: int) -> bool:
         """Whether the seat's agent is connected and in that state of that round."""
@@ -50,15 +51,25 @@ def _seat(rank: int, pods: Iterable[Pod], world: World) -> Seat:
     return Seat(rank, newest, world.agents.get(newest.uid), tuple(ordered[:-1]))
 
 
+def all_bound(taken: Iterable[Seat]) -> bool:
+    """Whether every node rank has a living pod on its node: from there on only the program can be late."""
+    return all(seat.filled and seat.pod is not None and seat.pod.bound for seat in taken)
+
+
 def leftovers(world: World, num_nodes: int) -> tuple[Pod, ...]:
     """Pods that hold no seat and are not on their way out: superseded, or of a larger gang of before."""
     kept = {seat.pod.uid for seat in seats(world, num_nodes) if seat.pod is not None}
-    return tuple(pod for pod in world.pods if pod.uid not in kept and not pod.deleting)
+    return _by_name(pod for pod in world.pods if pod.uid not in kept and not pod.deleting)
 
 
 def may_still_run(world: World) -> tuple[Pod, ...]:
     """Pods whose processes can still be alive: not ended, and not on a node that is gone for good."""
-    return tuple(pod for pod in world.pods if not pod.ended and _node_is_there(pod, world))
+    return _by_name(pod for pod in world.pods if not pod.ended and _node_is_there(pod, world))
+
+
+def _by_name(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    """In an order of their own: a plan must not depend on the order in which pods were seen."""
+    return tuple(sorted(pods, key=lambda pod: (pod.name, pod.uid)))
 
 
 def _node_is_there(pod: Pod, world: World) -> bool:

@@ -1,8 +1,9 @@
 """From admitted to a full set of pods: template, pods, places. Each look does what is missing."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from rerail_api.status import Stage
+from rerail_api.status import ExcludedNode, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
 from .barrier import assemble
@@ -12,9 +13,18 @@ from .names import pod_name
 from .outcome import Outcome
 from .placement import gang_request, place_missing
 from .plan import Action, CreatePod, FreezeTemplate
-from .queueing import give_back
+from .queueing import NAME_TAKEN, give_back
 from .reasons import Reason
-from .waiting import avoided, excluding, joins, new_round, removals, starting, waiting_since
+from .waiting import (
+    avoided,
+    excluding,
+    joins,
+    new_round,
+    removals,
+    starting,
+    stuck_memory,
+    waiting_since,
+)
 from .world import Placement, Refusal, World
 
 UNSCHEDULABLE_PATIENCE = timedelta(seconds=10)
@@ -24,17 +34,6 @@ KEEP_AWAY = timedelta(minutes=5)
 
 def gather(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
     """One look at a gang that holds its nodes and has no fault."""
-    status = job.status
-    if not world.template_frozen:
-        revision, shape = status.template_revision or "", status.template_hash or ""
-        return starting(
-            job,
-            Reason.PLACING_PODS,
-            "the template is being frozen",
-            Stage.PLACEMENT,
-            actions=(FreezeTemplate(revision, shape),),
-            because="pods come from a frozen template only",
-        )
     taken_name = _name_taken(world, job, taken)
     if taken_name is not None:
         return new_round(job, Reason.NAME_TAKEN, f"a pod named {taken_name} exists and is not ours", {})
@@ -46,15 +45,29 @@ def gather(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetim
     if lost is not None:
         return lost
     missing = tuple(seat.node_rank for seat in taken if not seat.filled)
-    if missing:
-        return _fill(world, job, taken, missing, now)
-    return assemble(world, job, taken, now)
+    if not missing:
+        return assemble(world, job, taken, now)
+    if not world.template_frozen:
+        return _freeze(job)
+    return replace(_fill(world, job, taken, missing, now), memory=stuck_memory(world, taken, now))
+
+
+def _freeze(job: TrainingJob) -> Outcome:
+    revision, shape = job.status.template_revision or "", job.status.template_hash or ""
+    return starting(
+        job,
+        Reason.PLACING_PODS,
+        "the template is being frozen",
+        Stage.PLACEMENT,
+        actions=(FreezeTemplate(revision, shape),),
+        because="pods come from a frozen template only",
+    )
 
 
 def _name_taken(world: World, job: TrainingJob, taken: tuple[Seat, ...]) -> str | None:
     ours = {pod.name for pod in world.pods}
     for rejection in world.rejections:
-        if rejection.action == "NameTaken" and rejection.pod_name not in ours:
+        if rejection.action == NAME_TAKEN and rejection.pod_name not in ours:
             return rejection.pod_name
     return None
 
@@ -73,13 +86,8 @@ def _placement_lost(world: World, job: TrainingJob, taken: tuple[Seat, ...], now
         return None
     first = overdue[0]
     message = f"pod {first.name} does not get {first.node}: {first.unschedulable}"
-    until = now + KEEP_AWAY
-    return new_round(
-        job,
-        Reason.PLACEMENT_LOST,
-        message,
-        {"excluded_nodes": excluding(job, [(p.node, p.unschedulable) for p in overdue], until)},
-    )
+    away = [ExcludedNode(name=p.node, reason=p.unschedulable, until=now + KEEP_AWAY) for p in overdue]
+    return new_round(job, Reason.PLACEMENT_LOST, message, {"excluded_nodes": excluding(job, away, now)})
 
 
 def _fill(
@@ -132,7 +140,8 @@ def _fill(
 def _where(
     world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
 ) -> Placement | Refusal:
-    away = avoided(job, now)
+    doomed = [seat.pod.node for seat in taken if seat.condemned and seat.pod is not None]
+    away = avoided(job, now) | dict.fromkeys(doomed, "its pod is being replaced")
     keep = {seat.node_rank: seat.pod.node for seat in taken if seat.filled and seat.pod is not None}
     claimed = dict(world.claim.nodes) if world.claim is not None else {}
     for seat in taken:

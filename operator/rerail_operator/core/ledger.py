@@ -36,7 +36,7 @@ def advance(
     stage = before.stage or Stage.QUEUED
     now = max(now, since)
     turn = now
-    if fault_at is not None and stage in (Stage.PRODUCTIVE, Stage.REPLAY, Stage.CHECKPOINT_STALL):
+    if fault_at is not None and stage not in STAGES_OUTSIDE_ETTR:
         turn = min(max(fault_at, since), now)
     booked = [(stage, (turn - since).total_seconds()), (Stage.DETECTION, (now - turn).total_seconds())]
     booked = [(s, seconds) for s, seconds in booked if seconds > 0]
@@ -61,12 +61,8 @@ def advance(
     return Booking(ledger, tuple(booked))
 
 
-def charge_open_incident(
-    incidents: tuple[Incident, ...], booked: tuple[tuple[Stage, float], ...]
-) -> tuple[Incident, ...]:
-    """Add what was booked to the newest incident while it is open."""
-    if not incidents or incidents[-1].resolved_time is not None:
-        return incidents
+def charge(incidents: tuple[Incident, ...], booked: tuple[tuple[Stage, float], ...]) -> tuple[Incident, ...]:
+    """Add what was booked to the newest incident."""
     last = incidents[-1]
     spent = dict(last.stage_seconds)
     for stage, seconds in booked:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rerail_api.status import CheckpointMark
+from rerail_api.status import CheckpointMark, Ledger
 from rerail_api.status import Progress as ProgressStatus
 from rerail_api.v1alpha1 import TrainingJob
 
@@ -11,7 +11,8 @@ from .world import Progress, World
 
 def newest(world: World, round_: int) -> Progress | None:
     """The newest progress of that round: of the agent that is furthest (rank 0's reports, as a rule)."""
-    told = [a.progress for a in world.agents.values() if a.round == round_ and a.progress is not None]
+    agents = sorted(world.agents.items())  # of two that are equally far always the same one
+    told = [a.progress for _, a in agents if a.round == round_ and a.progress is not None]
     if not told:
         return None
     return max(told, key=lambda p: (p.step if p.step is not None else -1, p.at.timestamp() if p.at else 0.0))
@@ -25,9 +26,9 @@ def last_step(world: World, job: TrainingJob) -> int | None:
     return job.status.progress.step
 
 
-def highest_step(job: TrainingJob, told: Progress | None) -> int | None:
+def highest_step(ledger: Ledger, told: Progress | None) -> int | None:
     """The highest step ever seen, in any round."""
-    known = [s for s in (job.status.ledger.highest_step, told.step if told else None) if s is not None]
+    known = [s for s in (ledger.highest_step, told.step if told else None) if s is not None]
     return max(known) if known else None
 
 

@@ -15,7 +15,7 @@ from rerail_api.v1alpha1 import TrainingJob
 
 from .conditions import condition, with_condition
 from .gang import Seat
-from .ledger import advance, charge_open_incident, running_stage
+from .ledger import advance, charge, running_stage
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
@@ -29,7 +29,8 @@ SOFT_FIELDS = frozenset({"progress", "last_checkpoint", "ledger", "incidents", "
 
 def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Outcome, now: datetime) -> Plan:
     """The plan for `outcome`, its status complete."""
-    told = newest(world, job.status.round) if not outcome.changes.get("round") else None
+    told = newest(world, job.status.round)
+    before = world.ledger or job.status.ledger
     base = job.status.model_copy(
         update={
             **progress_changes(job, told),
@@ -37,17 +38,17 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
             "observed_generation": job.metadata.generation,
         }
     )
-    stage = _stage(outcome, base, told)
+    stage = _stage(outcome, base, told, before.highest_step)
     booking = advance(
-        world.ledger or job.status.ledger,
+        before,
         job.metadata.creation_timestamp or now,
         now,
         stage,
         outcome.fault_at,
     )
-    highest = highest_step(job, told)
+    highest = highest_step(before, told)
     ledger = booking.ledger.model_copy(update={"highest_step": highest})
-    incidents = _incidents(job, base, outcome, booking.booked)
+    incidents = _incidents(job.status, base.incidents, booking.booked, now)
     notes = outcome.notes
     closed = _closed(incidents, base, stage, told, now)
     if closed is not None:
@@ -69,31 +70,49 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
         actions=() if outcome.intent else outcome.actions,
         intent=outcome.intent,
         notes=notes,
-        requeue_after=timedelta(0) if outcome.intent else outcome.requeue_after,
+        requeue_after=timedelta(0) if outcome.intent else _look_again(job, outcome, now),
         placement=outcome.placement,
         because=outcome.because,
         memory=outcome.memory,
     )
 
 
-def _stage(outcome: Outcome, status: TrainingJobStatus, told: Progress | None) -> Stage:
+def _look_again(job: TrainingJob, outcome: Outcome, now: datetime) -> timedelta | None:
+    limit, began = job.spec.active_deadline_seconds, job.status.start_time
+    if limit is None or began is None:
+        return outcome.requeue_after
+    left = max(began + timedelta(seconds=limit) - now, timedelta(0))
+    return left if outcome.requeue_after is None else min(left, outcome.requeue_after)
+
+
+def _stage(outcome: Outcome, status: TrainingJobStatus, told: Progress | None, highest: int | None) -> Stage:
     if outcome.phase is Phase.RUNNING:
-        return running_stage(status, told, status.ledger.highest_step)
+        return running_stage(status, told, highest)
     return outcome.stage
 
 
 def _incidents(
-    job: TrainingJob, base: TrainingJobStatus, outcome: Outcome, booked: tuple[tuple[Stage, float], ...]
+    before: TrainingJobStatus,
+    after: tuple[Incident, ...],
+    booked: tuple[tuple[Stage, float], ...],
+    now: datetime,
 ) -> tuple[Incident, ...]:
-    # What was booked now was spent before the change: a new incident gets only its own detection.
-    if "incidents" not in outcome.changes:
-        return charge_open_incident(base.incidents, booked)
-    detection = tuple(b for b in booked if b[0] is Stage.DETECTION)
-    newest_one = base.incidents[-1]
-    spent = dict(newest_one.stage_seconds)
-    for stage, seconds in detection:
-        spent[stage] = spent.get(stage, 0.0) + seconds
-    return (*base.incidents[:-1], newest_one.model_copy(update={"stage_seconds": spent}))
+    """The incidents with what was booked just now, so that each one's stages sum to what it took.
+
+    A new incident begins with its own detection, which is all that has passed since it began.
+    """
+    known = before.incidents[-1].number if before.incidents else 0
+    if not after or after[-1].number == known:
+        was_open = bool(before.incidents) and before.incidents[-1].resolved_time is None
+        return charge(after, booked) if was_open else after
+    newest_one = after[-1]
+    began = newest_one.start_time or now
+    others = tuple(b for b in booked if b[0] is not Stage.DETECTION)
+    older = after[:-1]
+    if older and older[-1].resolved_time is None:
+        older = charge(older, others)
+    spent = {Stage.DETECTION: max(0.0, (now - began).total_seconds())}
+    return (*older, newest_one.model_copy(update={"stage_seconds": spent}))
 
 
 def _closed(
@@ -140,10 +159,22 @@ def _conditions(
                 else (outcome.reason, outcome.message)
             )
             conditions = with_condition(conditions, condition(kind, False, why, now))
-    for kind, value, reason, message in outcome.conditions:
+    for kind, value, reason, message in (*_overtaken(base, outcome), *outcome.conditions):
         new = condition(kind, value, (reason, message), now)
         conditions = with_condition(conditions, new.model_copy(update={"observed_generation": generation}))
     return conditions
+
+
+def _overtaken(
+    base: TrainingJobStatus, outcome: Outcome
+) -> tuple[tuple[ConditionType, bool, Reason, str], ...]:
+    """Conditions that are True and that this outcome's phase contradicts."""
+    found = []
+    if outcome.phase is not Phase.RUNNING and base.is_true(ConditionType.RUNNING):
+        found.append((ConditionType.RUNNING, False, outcome.reason, outcome.message))
+    if outcome.phase is not Phase.SUSPENDED and base.is_true(ConditionType.SUSPENDED):
+        found.append((ConditionType.SUSPENDED, False, Reason.RESUMED, "waits for nodes"))
+    return tuple(found)
 
 
 def write_due(before: TrainingJobStatus, after: TrainingJobStatus, since_last_write: timedelta) -> bool:

@@ -14,6 +14,8 @@ from .template_facts import checkpoint_is_durable, num_proc
 from .world import Placement, Refusal, Rejection, World
 
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+NAME_TAKEN = "NameTaken"
+"""The action of a rejection that speaks of a name, not of the template."""
 RETRY_QUOTA = timedelta(seconds=15)
 RETRY_TEMPLATE = timedelta(seconds=60)
 
@@ -51,7 +53,7 @@ def queue(world: World, job: TrainingJob, now: datetime) -> Outcome:
         return _clear_old_pods(world)
     refused = _fresh_rejection(world, now)
     if refused is not None:
-        return _rejected(refused, now)
+        return _rejected(job, refused, now)
     offer = world.offer
     if offer is None:
         return _held(Reason.CLUSTER_SETTLING, "the cluster's nodes and running jobs are being counted")
@@ -65,6 +67,7 @@ def queue(world: World, job: TrainingJob, now: datetime) -> Outcome:
             "a place is there; the pod is being tried on the API server",
             Stage.PLACEMENT,
             actions=(DryRunPod(first),),
+            requeue_after=timedelta(seconds=1),
             because="strict dry run before the first pod",
         )
     return _admit(job, offer, now)
@@ -100,22 +103,25 @@ def _clear_old_pods(world: World) -> Outcome:
 
 def _fresh_rejection(world: World, now: datetime) -> Rejection | None:
     for rejection in world.rejections:
+        if rejection.action == NAME_TAKEN:
+            continue
         if now < rejection.at + (RETRY_QUOTA if rejection.retriable else RETRY_TEMPLATE):
             return rejection
     return None
 
 
-def _rejected(rejection: Rejection, now: datetime) -> Outcome:
+def _rejected(job: TrainingJob, rejection: Rejection, now: datetime) -> Outcome:
     reason = Reason.QUOTA_EXCEEDED if rejection.retriable else Reason.TEMPLATE_REJECTED
     wait = RETRY_QUOTA if rejection.retriable else RETRY_TEMPLATE
     message = f"the API server refuses the job's objects: {rejection.message}"
+    told = job.status.reason == reason and job.status.message == message
     return Outcome(
         Phase.QUEUED,
         reason,
         message,
         Stage.QUEUED,
         conditions=((ConditionType.ADMITTED, False, reason, message),),
-        notes=(Note(reason, message, Level.WARNING),),
+        notes=() if told else (Note(reason, message, Level.WARNING),),
         requeue_after=max(rejection.at + wait - now, timedelta(seconds=1)),
         because="nothing is claimed while the server refuses the template",
     )

@@ -3,22 +3,32 @@
 from datetime import datetime, timedelta
 
 from rerail_api.contract import LOG_LINES
-from rerail_api.status import ConditionType, ExcludedNode, Incident, Phase, Stage
+from rerail_api.status import (
+    ConditionType,
+    ExcludedNode,
+    Incident,
+    IncidentClass,
+    Phase,
+    Stage,
+)
 from rerail_api.v1alpha1 import TrainingJob
 
-from .ending import failed
-from .evidence import Cause, Fault, root_cause, still_collecting
+from .ending import failed, with_incident
+from .evidence import Cause, Fault
 from .gang import Seat
 from .outcome import Outcome
 from .plan import Level, Note
 from .progress import last_step
 from .reasons import Reason
 from .restarts import Verdict, judge, signal_name
+from .rootcause import root_cause, still_collecting
 from .waiting import excluding
 from .world import World
 
-KEEP_AWAY_LOST = timedelta(minutes=30)
-MAX_INCIDENTS = 16
+KEEP_AWAY_BAD = timedelta(minutes=30)
+"""For a node on which something does not work."""
+KEEP_AWAY_GONE = timedelta(minutes=2)
+"""For a node that was lost or drained: none that is still gone is taken, this only damps flapping."""
 
 
 def answer(
@@ -26,7 +36,7 @@ def answer(
 ) -> Outcome:
     """The gang's answer to its faults: wait for more evidence, restart, or end."""
     memory = {fault.key: fault.at for fault in faults}
-    left = still_collecting(world, taken, faults, now)
+    left = still_collecting(taken, faults, now)
     if left is not None:
         first = root_cause(faults)
         return Outcome(
@@ -46,8 +56,18 @@ def answer(
     incident = _incident(job, root, verdict, step, now)
     if verdict.end is not None:
         return failed(job, verdict.end, verdict.why, now, incident=incident)
-    away = {f.node: f.message for f in faults if f.exclude_node and f.node is not None}
-    return _restart(job, root, verdict, incident, excluding(job, list(away.items()), now + KEEP_AWAY_LOST))
+    return _restart(job, root, verdict, incident, excluding(job, _nodes_to_leave(faults, now), now))
+
+
+def _nodes_to_leave(faults: tuple[Fault, ...], now: datetime) -> list[ExcludedNode]:
+    """The nodes that are to blame; one that went away is welcome again soon after it came back."""
+    left = []
+    for fault in faults:
+        if fault.exclude_node and fault.node is not None:
+            gone = fault.kind in (IncidentClass.NODE_LOSS, IncidentClass.DRAIN)
+            until = now + (KEEP_AWAY_GONE if gone else KEEP_AWAY_BAD)
+            left.append(ExcludedNode(name=fault.node, reason=fault.message, until=until))
+    return left
 
 
 def _everywhere(taken: tuple[Seat, ...], faults: tuple[Fault, ...]) -> bool:
@@ -84,12 +104,6 @@ def _restart(
         fault_at=root.at,
         because=f"root cause {root.cause.name.lower()}: round and counts rise together, then the gang stops",
     )
-
-
-def with_incident(before: tuple[Incident, ...], new: Incident) -> tuple[Incident, ...]:
-    """The last 16 incidents; log lines stay in the newest only."""
-    older = [i.model_copy(update={"log_lines": ()}) if i.log_lines else i for i in before]
-    return tuple([*older, new][-MAX_INCIDENTS:])
 
 
 def _incident(job: TrainingJob, root: Fault, verdict: Verdict, step: int | None, now: datetime) -> Incident:

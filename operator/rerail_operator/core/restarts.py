@@ -19,6 +19,8 @@ POISON_LIMIT = 3
 """The same failure at the same point ends the job at this count."""
 BEFORE_FIRST_STEP_LIMIT = 2
 """The limit when no step was ever made and every rank died with the same code and last line."""
+LONG_ROUND = timedelta(minutes=30)
+"""A round of a program that reports no steps counts as progress when it ran for this long."""
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(seconds=300)
 
@@ -66,7 +68,9 @@ def judge(
     charged = root.kind not in FREE if rule is None else rule.action is not RuleAction.IGNORE
     mark = fingerprint(root)
     point = _same_point(status.same_point, mark, step, root)
-    moved = _moved(status, step)
+    moved = _moved(status, step) or (step is None and _ran_long(status, root))
+    if moved and point.count > 1:
+        point = point.model_copy(update={"count": 1})
     since = (0 if moved else status.restarts.since_progress) + (1 if charged else 0)
     restarts = RestartCounts(
         total=status.restarts.total + 1,
@@ -147,6 +151,18 @@ def _moved(status: TrainingJobStatus, step: int | None) -> bool:
         return False
     last = status.incidents[-1].progress_step
     return last is None or step > last
+
+
+def _ran_long(status: TrainingJobStatus, root: Fault) -> bool:
+    """Whether the round that `root` ended ran long enough to count as progress without any report of it."""
+    times = [status.start_time, status.admitted_time]
+    if status.incidents:
+        last = status.incidents[-1]
+        if last.resolved_time is None:
+            return False  # the gang never ran again since
+        times.append(last.resolved_time)
+    known = [t for t in times if t is not None]
+    return status.start_time is not None and root.at - max(known) >= LONG_ROUND
 
 
 def _fatal(root: Fault, rule: FailureRule | None) -> tuple[Reason | None, str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from rerail_api.contract import AgentState
-from rerail_api.status import ConditionType, ExcludedNode, Phase, Stage
+from rerail_api.status import MAX_EXCLUDED_NODES, ConditionType, ExcludedNode, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
 from .gang import Seat, leftovers
@@ -17,14 +17,13 @@ SOON = timedelta(seconds=2)
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def excluding(
-    job: TrainingJob, nodes: list[tuple[str, str]], until: datetime | None
-) -> tuple[ExcludedNode, ...]:
-    """The job's excluded nodes with these added; the oldest fall off at 64."""
-    names = {name for name, _ in nodes}
-    kept = [e for e in job.status.excluded_nodes if e.name not in names]
-    added = [ExcludedNode(name=name, reason=why, until=until) for name, why in dict(nodes).items()]
-    return tuple([*kept, *added][-64:])
+def excluding(job: TrainingJob, added: list[ExcludedNode], now: datetime) -> tuple[ExcludedNode, ...]:
+    """The job's excluded nodes with these added; those whose time is over go, the oldest fall off at 64."""
+    by_name = {e.name: e for e in job.status.excluded_nodes if e.until is None or e.until > now}
+    for node in added:
+        by_name.pop(node.name, None)
+        by_name[node.name] = node
+    return tuple([*by_name.values()][-MAX_EXCLUDED_NODES:])
 
 
 def avoided(job: TrainingJob, now: datetime) -> dict[str, str]:
@@ -114,6 +113,15 @@ def joins(taken: tuple[Seat, ...], round_: int) -> tuple[Action, ...]:
     return (OrderJoin(late, round_),) if late else ()
 
 
+def stuck_memory(world: World, taken: tuple[Seat, ...], now: datetime) -> dict[str, datetime]:
+    """Since when each pinned pod is known to be unschedulable, to be handed to the next pass."""
+    return {
+        f"stuck/{s.pod.uid}": world.memory.get(f"stuck/{s.pod.uid}", now)
+        for s in taken
+        if s.pod is not None and s.pod.unschedulable and not s.pod.bound
+    }
+
+
 def new_round(job: TrainingJob, reason: Reason, message: str, changes: Mapping[str, object]) -> Outcome:
     """Open a round that is charged to nobody: new names, new port, same job."""
     return Outcome(
@@ -140,7 +148,8 @@ def starting(  # noqa: PLR0913 - one named constructor for every way of not runn
     memory: Mapping[str, datetime] | None = None,
     because: str = "",
 ) -> Outcome:
-    restarting = job.status.start_time is not None and bool(job.status.incidents)
+    incidents = job.status.incidents
+    restarting = bool(incidents) and incidents[-1].resolved_time is None
     return Outcome(
         Phase.RESTARTING if restarting else Phase.STARTING,
         reason,

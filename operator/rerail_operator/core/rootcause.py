@@ -1,0 +1,51 @@
+"""The root among the faults that were found, and how long to wait for more of them.
+
+Order of causes (first wins): an ordered stop or a disruption; a lost node or container; a signal that the
+agent did not send; a code of our table; the earliest other exit, by age since exit and never by comparing
+clocks of two machines.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from .evidence import Cause, Fault
+from .gang import Seat
+
+COLLECT = timedelta(seconds=1)
+"""After the first report of a round: how long others may still report before the root is named."""
+CONTAINER_STATUS = timedelta(seconds=5)
+"""How long the kubelet may take to say how a container ended whose agent has gone silent."""
+
+
+def root_cause(faults: Iterable[Fault]) -> Fault:
+    """The one fault that the others follow from."""
+    return min(faults, key=lambda f: (f.cause, f.at, f.node_rank))
+
+
+def still_collecting(taken: Iterable[Seat], faults: tuple[Fault, ...], now: datetime) -> timedelta | None:
+    """How much longer to wait for more evidence before naming the root; None when enough is known."""
+    seats_ = tuple(taken)
+    first = min(f.at for f in faults)
+    if root_cause(faults).cause is not Cause.ORDERED and _container_status_owed(seats_, faults):
+        left = first + CONTAINER_STATUS - now
+        if left > timedelta(0):
+            return left
+    if len(faults) == len(seats_) and not any(_has_more_to_tell(seat) for seat in seats_):
+        return None
+    left = first + COLLECT - now
+    return left if left > timedelta(0) else None
+
+
+def _has_more_to_tell(seat: Seat) -> bool:
+    """Ranks of a failed node that still live: how they end says whether all ended alike."""
+    agent = seat.agent
+    return agent is not None and agent.connected and agent.exit is not None and agent.ranks_alive > 0
+
+
+def _container_status_owed(taken: tuple[Seat, ...], faults: tuple[Fault, ...]) -> bool:
+    """A running pod whose agent is gone without a report: its container may have been killed."""
+    told = {f.node_rank for f in faults}
+    return any(
+        seat.node_rank not in told and seat.filled and seat.agent is not None and not seat.agent.connected
+        for seat in taken
+    )
