@@ -19,7 +19,7 @@ def refusal(pod: Object, node: Object | None, others: list[Object], ignore_resou
     """Why the pod cannot be bound to its node now, in kube-scheduler's manner; "" when it can."""
     seen = observe_node(node) if node else None
     if seen is None:
-        return "0/1 nodes are available: 1 node(s) didn't match the pod's node affinity."
+        return "0/1 nodes are available: 1 node(s) didn't satisfy plugin(s) [NodeAffinity]."
     if not seen.schedulable:
         return "0/1 nodes are available: 1 node(s) were unschedulable."
     tolerations = (pod.get("spec") or {}).get("tolerations") or []

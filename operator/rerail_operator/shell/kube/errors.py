@@ -18,7 +18,7 @@ from rerail_operator.shell.cluster import (
 )
 
 _RBAC: Final = re.compile(r"cannot (?P<verb>\S+) resource \"(?P<resource>[^\"]+)\"")
-_UID_PRECONDITION: Final = "UID in precondition"
+_UID_PRECONDITION: Final = re.compile(r"UID in (the )?precondition")
 _QUOTA: Final = ("exceeded quota", "failed quota")
 _NOT_YET: Final = ("error looking up service account",)
 _WORDS: Final = 2000
@@ -106,7 +106,7 @@ def _conflict(call: Call, status: Status, words: str) -> ClusterError:
     if call.verb == "create":
         # Not ours to resolve: the quota's own bookkeeping was changed by somebody else in between.
         return Unavailable(words)
-    if call.verb == "delete" and _UID_PRECONDITION in status.message:
+    if call.verb == "delete" and _UID_PRECONDITION.search(status.message):
         return NotFound(words)
     return Conflict(words)
 
