@@ -73,20 +73,17 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens in, summed cross-entropy out, so that the caller normalises over all ranks and micro-batches."""
 
-    rope: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # No buffer: it follows from the configuration, and DDP would send buffers around before every pass.
+        self.rope = torch.empty(0)
         self.embedding = nn.Embedding(config.vocab, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
         if config.tie:
             self.head.weight = self.embedding.weight
-        # Not in the checkpoint: it follows from the configuration.
-        shape = (2, config.seq_len, config.head_dim // 2)
-        self.register_buffer("rope", torch.empty(shape), persistent=False)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [batch, time] -> [batch, time, vocab] in the compute dtype."""
@@ -134,7 +131,7 @@ def fill(model: Transformer, seed: int) -> None:
         generator = torch.Generator().manual_seed(_seed_of(seed, name))
         whole = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
         shard.tensor.copy_(whole[shard.region])
-    model.rope.copy_(rope_table(model.config))
+    model.rope = rope_table(model.config).to(local_shard(model.norm.weight).tensor.device)
 
 
 def _seed_of(seed: int, name: str) -> int:

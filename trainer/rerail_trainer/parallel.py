@@ -60,7 +60,6 @@ def lay_out(config: ModelConfig, parallel: ParallelConfig, meeting: Meeting) -> 
     wrapped = DistributedDataParallel(
         model,
         device_ids=[meeting.device.index] if on_gpu else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         # Every rank fills the same values from the seed or the checkpoint, so nothing needs to travel here.
         init_sync=False,

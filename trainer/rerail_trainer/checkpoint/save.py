@@ -155,12 +155,17 @@ class Saver:
         commit(self._storage, self._tenure, work, manifest)
         self.observer(SavePoint.COMMITTED, step)
 
-    def prune(self, step: int) -> None:
-        """Removes what retention lets go, after a commit of `step`; a failure to remove is only reported back."""
-        self._control.first_rank_does(
-            lambda: prune(self._storage, self._tenure, self.retention.keep, self.retention.keep_every)
-        )
+    def prune(self, step: int) -> str:
+        """Removes what retention lets go, after a commit of `step`; why not, where that failed."""
+        retention = self.retention
+        try:
+            self._control.first_rank_does(
+                lambda: prune(self._storage, self._tenure, retention.keep, retention.keep_every)
+            )
+        except OSError as error:
+            return _spoken(error)
         self.observer(SavePoint.PRUNED, step)
+        return ""
 
     def _drop(self, step: int) -> None:
         """Gives the space of failed saves back, so that the next one has a chance."""

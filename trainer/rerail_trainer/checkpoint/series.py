@@ -88,7 +88,9 @@ class Series:
         outcome = self._opened().save(position, state)
         if outcome.committed:
             self.committed_step, self.last_commit_time = position.step, time.time()
-            self._control.first_rank_does(self._prune)
+            problem = self._opened().prune(position.step)
+            if problem and self._control.first:
+                self.say(f"older steps could not be removed: {problem}")
         return outcome
 
     def close(self, code: ExitCode) -> None:
@@ -104,12 +106,6 @@ class Series:
         if self._saver is None:
             raise RuntimeError("resume comes before the first save")
         return self._saver
-
-    def _prune(self) -> None:
-        try:
-            self._opened().prune(self.committed_step)
-        except OSError as error:
-            self.say(f"older steps could not be removed: {error}")
 
     def _still_ours(self) -> bool:
         return ownership.still_ours(self._storage, self._identity, self._tenure.author.round)
