@@ -1,6 +1,6 @@
 """Images, pins, values and settings agree with each other."""
 
-import ast
+import dataclasses
 import json
 import re
 import tomllib
@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from rerail_api.contract import LABEL_MANAGED, MANAGED_BY
+from rerail_operator.shell.settings import DEFAULT_ACCELERATORS, PREFIX, Settings
 
-from .checkout import CHART, ROOT, SHELL, syntax
+from .checkout import CHART, ROOT
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -81,19 +82,15 @@ def chart_environment() -> set[str]:
     return set(re.findall(r"name: (RERAIL_\w+)", (CHART / "templates" / "deployment.yaml").read_text()))
 
 
-def settings_environment() -> set[str]:
-    """Names of environment variables that settings.py reads."""
-    return {
-        node.value
-        for node in ast.walk(syntax(SHELL / "settings.py"))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.fullmatch(r"RERAIL_[A-Z_]+", node.value)
+def test_the_deployment_sets_every_setting_of_the_operator_and_nothing_else() -> None:
+    settings = {f"{PREFIX}{field.name.upper()}" for field in dataclasses.fields(Settings)} - {
+        f"{PREFIX}UNKNOWN"
     }
+    assert chart_environment() == settings
 
 
-def test_every_variable_of_the_deployment_is_read_by_the_operator() -> None:
-    assert chart_environment() - settings_environment() == set()
+def test_chart_and_operator_know_the_same_accelerators() -> None:
+    assert tuple(VALUES["accelerators"]) == DEFAULT_ACCELERATORS
 
 
 def test_the_operators_own_pods_are_never_taken_for_workers() -> None:
