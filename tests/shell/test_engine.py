@@ -1,5 +1,6 @@
 """The engine end to end on the in-memory cluster: real core, reconciler and coordinator, stand-in agents."""
 
+import asyncio
 import copy
 from pathlib import Path
 
@@ -151,3 +152,15 @@ async def test_a_restart_is_counted_once_whatever_happens_to_its_writes(
         seen = await there.until("gpt", phase="Running", round=2, seconds=20)
         assert seen["restarts"]["total"] == 1
         assert len(seen["incidents"]) == 1
+
+
+async def test_the_first_loss_is_kept_though_progress_is_written_seldom(tmp_path: Path) -> None:
+    async with hamlet(tmp_path) as there:
+        await there.cluster.create(Kind.JOB, "default", job())
+        await there.until("gpt", phase="Running")
+        for step, loss in ((1, 6.0), (2, 5.0), (3, 4.0)):
+            await there.progress(step, loss=loss)
+            await asyncio.sleep(0.6)  # the coordinator passes progress on twice a second
+        await there.all_done()
+        seen = await there.until("gpt", phase="Complete")
+        assert (seen["progress"]["firstLoss"], seen["progress"]["loss"]) == (6.0, 4.0)

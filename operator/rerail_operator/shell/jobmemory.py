@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from rerail_api.status import Ledger
+from rerail_api.status import TrainingJobStatus
 
 from rerail_operator.core.world import Placement, Rejection
 
@@ -17,7 +17,7 @@ MAX_REJECTIONS = 8
 class JobMemory:
     """One job UID's memory."""
 
-    ledger: Ledger | None = None
+    decided: TrainingJobStatus | None = None  # the newest, ahead of the written one by up to 10 s
     notes: Mapping[str, datetime] = field(default_factory=dict)  # Plan.memory
     claim: Placement | None = None
     template: Mapping[str, Any] | None = None  # the frozen one, read back

@@ -9,6 +9,7 @@ from rerail_api.status import ConditionType, TrainingJobStatus
 from rerail_api.v1alpha1 import TrainingJob, parse_status
 
 from rerail_operator.core.decide import decide
+from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.plan import Note, Plan
 from rerail_operator.core.publish import write_due
 from rerail_operator.core.queueing import shape_hash
@@ -99,13 +100,13 @@ class Reconciler:
             return None
         self._forget_agents(uid, world)
         if plan.intent and plan.status is not None:
-            await self._write(key, raw, world.job, plan.status, memory)
+            await self._write(key, raw, plan.status, memory)
             self._record(world.job, plan.notes)
             return timedelta(0)
         target = Target(key.namespace, key.name, uid, world.job, memory)
         complete = await self._applier.apply(target, plan.actions)
         if plan.status is not None:
-            await self._publish(key, raw, world.job, plan, memory)
+            await self._publish(key, raw, plan.status, memory)
         self._record(world.job, plan.notes)
         learned = memory.rejections != world.rejections or self._learned(memory, world)
         if not complete or learned:
@@ -117,6 +118,7 @@ class Reconciler:
         if job is None:
             return World(uid, None, invalid=invalid)
         memory.forget_rejections_of_other(job.metadata.generation, job.status.round)
+        job = job.model_copy(update={"status": overlaid(job.status, memory.decided)})
         admitted = job.status.is_true(ConditionType.ADMITTED)
         return World(
             uid=uid,
@@ -125,7 +127,6 @@ class Reconciler:
             agents=self._senses.coordinator.agents(uid),
             nodes=self._senses.desk.nodes_for(uid),
             offer=None if admitted else self._senses.desk.offer(uid),
-            ledger=memory.ledger,
             template_frozen=memory.template is not None
             and memory.template_revision == job.status.template_revision,
             dry_run_passed=memory.dry_run_shape == shape_hash(job),
@@ -139,7 +140,7 @@ class Reconciler:
     def _remember(self, memory: JobMemory, plan: Plan) -> None:
         memory.notes = plan.memory
         if plan.status is not None:
-            memory.ledger = plan.status.ledger
+            memory.decided = plan.status
         claim = memory.claim
         if plan.placement is not None:
             claim = plan.placement
@@ -155,17 +156,13 @@ class Reconciler:
         passed = world.job is not None and memory.dry_run_shape == shape_hash(world.job)
         return frozen or (passed and not world.dry_run_passed)
 
-    async def _publish(
-        self, key: JobKey, raw: Object, job: TrainingJob, plan: Plan, memory: JobMemory
-    ) -> None:
-        status = plan.status
+    async def _publish(self, key: JobKey, raw: Object, status: TrainingJobStatus, memory: JobMemory) -> None:
+        stored, _ = self._senses.desk.read(key, raw)
         since = timedelta(seconds=min(self._senses.clock.monotonic() - memory.last_write, 1e6))
-        if status is not None and write_due(job.status, status, since):
-            await self._write(key, raw, job, status, memory)
+        if stored is not None and write_due(stored.status, status, since):
+            await self._write(key, raw, status, memory)
 
-    async def _write(
-        self, key: JobKey, raw: Object, job: TrainingJob, status: TrainingJobStatus, memory: JobMemory
-    ) -> None:
+    async def _write(self, key: JobKey, raw: Object, status: TrainingJobStatus, memory: JobMemory) -> None:
         """One guarded status write, and its reply read back. Raises Conflict, FieldDropped."""
         body = {**raw, "status": status.to_json()}
         try:
