@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rerail_agent.bundle import build
 
+from rerail_agent.bundle import build
 from tests.agent.coordinator import Coordinator
 from tests.agent.process import AgentProcess
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 DEADLINE_SECONDS = 30.0
-PING_SECONDS = 0.5
+PING_SECONDS = 0.2
 
 Report = dict[str, Any]
 
@@ -27,6 +27,8 @@ class Coordinator:
         self.hellos: list[dict[str, Any]] = []
         self.reports: list[Report] = []
         self.port = port
+        self.patience = DEADLINE_SECONDS
+        """How long a test waits for what it wants, in seconds."""
         self._tls = tls
         self._writers: list[asyncio.StreamWriter] = []
         self._news = asyncio.Condition()
@@ -106,7 +108,7 @@ class Coordinator:
         async with self._news:
             try:
                 await asyncio.wait_for(
-                    self._news.wait_for(lambda: self.reports and wanted(self.report)), DEADLINE_SECONDS
+                    self._news.wait_for(lambda: self.reports and wanted(self.report)), self.patience
                 )
             except TimeoutError:
                 raise AssertionError(f"no {what}; newest: {self.reports[-1:]}") from None
@@ -122,9 +124,7 @@ class Coordinator:
         """The hello with that number, counted from 1."""
         async with self._news:
             try:
-                await asyncio.wait_for(
-                    self._news.wait_for(lambda: len(self.hellos) >= count), DEADLINE_SECONDS
-                )
+                await asyncio.wait_for(self._news.wait_for(lambda: len(self.hellos) >= count), self.patience)
             except TimeoutError:
                 raise AssertionError(f"only {len(self.hellos)} hellos") from None
         return self.hellos[count - 1]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rerail_agent.proctree import descendants
-
 from tests.agent.coordinator import DEADLINE_SECONDS
 
 POLL_SECONDS = 0.02
@@ -64,6 +63,19 @@ class AgentProcess:
             self._process = subprocess.Popen(
                 [*self.python, str(self.pyz), "--", *command], env=full, stdout=output, stderr=output
             )
+        return self
+
+    def with_timing(self, **seconds: float) -> AgentProcess:
+        """The same agent with other spans of time than those of the contract."""
+        entry = self.folder / "entry.py"
+        entry.write_text(
+            "import sys\n"
+            f"sys.path.insert(0, {str(self.pyz)!r})\n"
+            "from rerail_agent.entry import main\n"
+            "from rerail_agent.settings import Timing\n"
+            f"sys.exit(main(sys.argv[1:], Timing(**{seconds!r})))\n"
+        )
+        self.pyz = entry
         return self
 
     @property

@@ -15,7 +15,7 @@ SLEEP = ("sleep", "1000")
 
 
 def python(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-I", "-S", "-c", code)
+    return (sys.executable, "-S", "-c", code)
 
 
 async def running(coordinator: Coordinator, number: int = 1, **release: object) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rerail_api.contract import AgentState, ExitCode
-
 from rerail_agent import proctree
 from rerail_agent.console import Console, Sink
 from rerail_agent.link import Link, Wiring
@@ -19,6 +17,7 @@ from rerail_agent.publisher import Publisher
 from rerail_agent.settings import BadSettings, Settings, Timing, read_settings
 from rerail_agent.worker import Site, Worker
 from rerail_agent.workspace import NoWorkspace, Workspace
+from rerail_api.contract import AgentState, ExitCode
 
 PAUSE_SECONDS = 0.1
 BUSY_PAUSE_SECONDS = 0.02

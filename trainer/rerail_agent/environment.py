@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rerail_api.contract import Env
-
 from rerail_agent.orders import Release
 from rerail_agent.torchrun import launcher_env
 from rerail_agent.workspace import Workspace
+from rerail_api.contract import Env
 
 # How the agent reaches the coordinator is no business of the ranks.
 _AGENT_ONLY = (

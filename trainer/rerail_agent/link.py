@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rerail_api.contract import MAX_FRAME_BYTES, PROTOCOL_VERSION, RECONNECT_JITTER_SECONDS
-
 from rerail_agent.console import Console
 from rerail_agent.orders import BadFrame, Order, parse_frame, parse_order, whole
 from rerail_agent.settings import Address, Settings, Timing, parse_address
+from rerail_api.contract import MAX_FRAME_BYTES, PROTOCOL_VERSION, RECONNECT_JITTER_SECONDS
 
 if TYPE_CHECKING:
     import ssl
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 FIRST_JITTER_SECONDS = 0.2
 MAX_REDIRECTS = 3
 UNREAD_BYTES = 128 * 1024
+DISTINCT_COMPLAINTS = 6
 
 
 class Listener(Protocol):
@@ -70,7 +70,7 @@ class Link:
         self._wiring = wiring
         self._writer: asyncio.StreamWriter | None = None
         self._failures = 0
-        self._complain_at = 0.0
+        self._said: dict[str, float] = {}
         self._complained = False
         self._closing = False
         self._heard_at = 0.0
@@ -276,11 +276,12 @@ class Link:
     # ------------------------------------------------------------------ telling people
 
     def _complain(self, reason: str) -> None:
-        """One line at the first failure, then one a minute: a leader that is away is no news every second."""
+        """One line for every new reason, then one a minute: a leader that is away is no news every second."""
         now = asyncio.get_running_loop().time()
-        if now < self._complain_at or self._closing:
+        self._said = {text: until for text, until in self._said.items() if until > now}
+        if self._closing or reason in self._said or len(self._said) >= DISTINCT_COMPLAINTS:
             return
-        self._complain_at = now + self._wiring.timing.complaint
+        self._said[reason] = now + self._wiring.timing.complaint
         self._complained = True
         address = self._wiring.settings.coordinator
         self._wiring.console.say(

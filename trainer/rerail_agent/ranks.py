@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerail_api.contract import LOG_LINES
-
 from rerail_agent.console import Sink
 from rerail_agent.output import Lines, Tail, overwritten
 from rerail_agent.torchrun import LAUNCHER_LINES, Cause, find_cause
+from rerail_api.contract import LOG_LINES
 
 READ_BYTES = 64 * 1024
 DRAIN_READS = 32

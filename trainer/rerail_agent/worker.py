@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rerail_api.contract import AgentState
-
 from rerail_agent.console import Console, Sink
 from rerail_agent.environment import Surroundings, node_env, rank_env
 from rerail_agent.evidence import exit_report, process_code, write_termination_message
@@ -25,6 +23,7 @@ from rerail_agent.ranks import Launch, Rank, Ranks
 from rerail_agent.settings import Settings, Timing
 from rerail_agent.takedown import Outcome, Takedown
 from rerail_agent.workspace import Workspace
+from rerail_api.contract import AgentState
 
 TERMINATED_CODE = 128 + signal.SIGTERM
 _UNSETTLED = (AgentState.IDLE, AgentState.READY, AgentState.RUNNING, AgentState.STOPPING)
