@@ -1,0 +1,105 @@
+"""The `rerail` command: reads arguments, calls, and turns outcomes into exit codes. Decides nothing."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rerail_operator.shell.console import Console, standard
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+RUN_HELP = """Runs a job on this machine: the same manifest, the same decisions, the same agent; nodes are
+names and pods are processes. Images, mounts and placement are left aside; `python` in the command is the
+interpreter that runs this. Ctrl-C saves and stops (exit 130); a second one kills. Exit: 0 the job completed,
+1 it failed, 2 bad input."""
+
+EXPLAIN_HELP = """Prints what would be decided for a saved world, and why. The snapshot is YAML or JSON:
+{job: <TrainingJob>, pods: [...], nodes: [...], agents: {<pod UID>: ...}, now: <time>}, as written by
+`rerail run --snapshot`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    options = _parser().parse_args(arguments)
+    console = standard()
+    if options.command == "explain":
+        return _explain(options, console)
+    return _run(options, console)
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    # Imported here: `rerail --help` must not wait for the whole operator.
+    from rerail_operator.shell.local.run import BadRun, RunOptions, run_job
+
+    wanted = RunOptions(
+        manifest=options.manifest,
+        inject=tuple(options.inject),
+        report=options.report,
+        workdir=options.workdir,
+        keep=options.keep,
+        snapshot=options.snapshot,
+        port=options.port,
+    )
+    try:
+        return run_job(wanted, console)
+    except BadRun as error:
+        console.complain(f"rerail run: {error}")
+        return BAD_INPUT
+
+
+def _explain(options: argparse.Namespace, console: Console) -> int:
+    from rerail_operator.shell.explain import BadSnapshot, explain_file
+
+    try:
+        console.say(explain_file(options.snapshot))
+    except BadSnapshot as error:
+        console.complain(f"rerail explain: {error}")
+        return BAD_INPUT
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rerail", description="Keeps PyTorch training jobs training.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands.add_parser("run", help="run a job on this machine, no cluster", description=RUN_HELP))
+    explain = commands.add_parser(
+        "explain", help="say what would be decided for a saved world", description=EXPLAIN_HELP
+    )
+    explain.add_argument("snapshot", type=Path, help="file with a saved world")
+    return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("manifest", type=Path, help="file with one TrainingJob")
+    run.add_argument(
+        "--inject",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="kill:rank=3,step=40 | stop:node=1,step=40 | lose:node=1,step=40; may be given several times",
+    )
+    run.add_argument("--report", type=Path, metavar="FILE", help="write the end report here, as JSON")
+    run.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="keep checkpoints and logs here; the next run goes on from them",
+    )
+    run.add_argument("--keep", action="store_true", help="keep the temporary workdir and print where it is")
+    run.add_argument(
+        "--snapshot", type=Path, metavar="FILE", help="save the last world seen, for `rerail explain`"
+    )
+    run.add_argument(
+        "--port", type=_port, default=0, metavar="N", help="the coordinator's port (default: a free one)"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; write 0 (any free one) to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Does to a run what `--inject` says: signals to real processes, deletions and lost nodes in the cluster."""
+
+import os
+import signal
+from dataclasses import dataclass
+from datetime import datetime
+
+from rerail_api.base import rfc3339
+
+from rerail_operator.shell.cluster import Kind, NotFound, Object
+from rerail_operator.shell.local import processes
+from rerail_operator.shell.local.inject import Fault, FaultKind, Gang
+from rerail_operator.shell.local.kubelet import ProcessKubelet
+from rerail_operator.shell.memory import MemoryCluster
+
+
+@dataclass(frozen=True, slots=True)
+class Saboteur:
+    """Carries out one fault at a time."""
+
+    cluster: MemoryCluster
+    kubelet: ProcessKubelet
+    gang: Gang
+
+    async def do(self, fault: Fault, now: datetime) -> str:
+        """Carry it out; what was done, in words, or "" where its target does not run just now."""
+        match fault.kind:
+            case FaultKind.KILL:
+                return self._kill(fault.target)
+            case FaultKind.STOP:
+                return await self._stop(fault.target, now)
+            case FaultKind.LOSE:
+                return await self._lose(fault.target)
+
+    def _kill(self, rank: int) -> str:
+        pod = self.kubelet.pod_of(rank // self.gang.nproc)
+        pid = processes.rank_process(self.kubelet.processes_of(pod), rank) if pod else None
+        if pid is None:
+            return ""
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return ""
+        return f"SIGKILL sent to rank {rank} (pid {pid})"
+
+    async def _stop(self, node_rank: int, now: datetime) -> str:
+        """An eviction, as `kubectl drain` asks for it: marked as a disruption, then deleted gracefully."""
+        uid = self.kubelet.pod_of(node_rank)
+        pod = await self._pod(uid) if uid else None
+        if uid is None or pod is None:
+            return ""
+        self.cluster.set_pod_status(uid, {"conditions": [_evicted(rfc3339(now))]})
+        name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        await self.cluster.delete(Kind.POD, namespace, name, uid=uid)
+        return f"pod {name} of node rank {node_rank} evicted: SIGTERM, then its grace"
+
+    async def _lose(self, node_rank: int) -> str:
+        node = self.kubelet.node_of(node_rank)
+        if node is None:
+            return ""
+        await self.kubelet.lose(node)
+        return f"node {node} of node rank {node_rank} has vanished with all its processes"
+
+    async def _pod(self, uid: str) -> Object | None:
+        try:
+            listing = await self.cluster.list(Kind.POD)
+        except NotFound:
+            return None
+        return next((pod for pod in listing.items if pod["metadata"]["uid"] == uid), None)
+
+
+def _evicted(now: str) -> Object:
+    return {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting",
+        "lastTransitionTime": now,
+    }
