@@ -77,7 +77,7 @@ def pod(template: dict[str, Any], node: str, rank: int = 0, round_: int = 1) -> 
 
 def snapshot(cluster: ControlPlane) -> Nodes:
     items = cluster.api.get("/api/v1/nodes")["items"]
-    return Nodes({node.name: node for node in map(observe_node, items)})
+    return Nodes({node.name: node for item in items if (node := observe_node(item)) is not None})
 
 
 def test_strict_validation_and_pod_security_restricted_take_the_pod(cluster: ControlPlane) -> None:

@@ -1,6 +1,6 @@
 """The ledger: every second of a job's life is booked to exactly one stage, on the leader's clock."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 
 from rerail_api.contract import AgentState, ProgressPhase
@@ -16,17 +16,9 @@ from .gang import Seat
 from .world import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """The ledger after a booking, and what was booked: (stage, seconds)."""
-
-    ledger: Ledger
-    booked: tuple[tuple[Stage, float], ...]
-
-
 def advance(
     before: Ledger, created: datetime, now: datetime, next_stage: Stage, fault_at: datetime | None = None
-) -> Booking:
+) -> Ledger:
     """Book the time since the last booking to the stage that ran, and enter `next_stage`.
 
     `fault_at`: a failure that has just been noticed; what passed since then was detection, whatever the
@@ -49,7 +41,7 @@ def advance(
             lost[spent_on] = lost.get(spent_on, 0.0) + seconds
     wall = productive + sum(lost.values())
     counted = wall - sum(lost.get(s, 0.0) for s in STAGES_OUTSIDE_ETTR)
-    ledger = Ledger(
+    return Ledger(
         wall_seconds=wall,
         productive_seconds=productive,
         lost_seconds=lost,
@@ -58,17 +50,22 @@ def advance(
         highest_step=before.highest_step,
         ettr=min(1.0, productive / counted) if counted > 0 else 0.0,
     )
-    return Booking(ledger, tuple(booked))
 
 
-def charge(incidents: tuple[Incident, ...], booked: tuple[tuple[Stage, float], ...]) -> tuple[Incident, ...]:
-    """Add what was booked to the newest incident."""
-    last = incidents[-1]
-    spent = dict(last.stage_seconds)
-    for stage, seconds in booked:
-        if stage is not Stage.PRODUCTIVE:
-            spent[stage] = spent.get(stage, 0.0) + seconds
-    return (*incidents[:-1], last.model_copy(update={"stage_seconds": spent}))
+def lost_between(before: Ledger, after: Ledger) -> dict[Stage, float]:
+    """What was lost from one ledger to a later one of the same job, by stage."""
+    lost = {
+        stage: seconds - before.lost_seconds.get(stage, 0.0) for stage, seconds in after.lost_seconds.items()
+    }
+    return {stage: seconds for stage, seconds in lost.items() if seconds > 0}
+
+
+def charge(incident: Incident, lost: Mapping[Stage, float]) -> Incident:
+    """The incident with these seconds added to what it cost."""
+    spent = dict(incident.stage_seconds)
+    for stage, seconds in lost.items():
+        spent[stage] = spent.get(stage, 0.0) + seconds
+    return incident.model_copy(update={"stage_seconds": spent})
 
 
 def running_stage(status: TrainingJobStatus, progress: Progress | None, highest: int | None) -> Stage:

@@ -6,6 +6,7 @@ from rerail_api.contract import AgentState
 from rerail_api.status import (
     ConditionType,
     Incident,
+    Ledger,
     NodeCounts,
     Phase,
     Stage,
@@ -15,7 +16,7 @@ from rerail_api.v1alpha1 import TrainingJob
 
 from .conditions import condition, with_condition
 from .gang import Seat
-from .ledger import advance, charge, running_stage
+from .ledger import advance, charge, lost_between, running_stage
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
@@ -39,7 +40,7 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
         }
     )
     stage = _stage(outcome, base, told, before.highest_step)
-    booking = advance(
+    ledger = advance(
         before,
         job.metadata.creation_timestamp or now,
         now,
@@ -47,8 +48,8 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
         outcome.fault_at,
     )
     highest = highest_step(before, told)
-    ledger = booking.ledger.model_copy(update={"highest_step": highest})
-    incidents = _incidents(job.status, base.incidents, booking.booked, now)
+    ledger = ledger.model_copy(update={"highest_step": highest})
+    incidents = _incidents(job.status, base.incidents, ledger, now)
     notes = outcome.notes
     closed = _closed(incidents, base, stage, told, now)
     if closed is not None:
@@ -92,27 +93,25 @@ def _stage(outcome: Outcome, status: TrainingJobStatus, told: Progress | None, h
 
 
 def _incidents(
-    before: TrainingJobStatus,
-    after: tuple[Incident, ...],
-    booked: tuple[tuple[Stage, float], ...],
-    now: datetime,
+    written: TrainingJobStatus, incidents: tuple[Incident, ...], ledger: Ledger, now: datetime
 ) -> tuple[Incident, ...]:
-    """The incidents with what was booked just now, so that each one's stages sum to what it took.
+    """The incidents with what was lost since the status was written, so that each one's stages sum up.
 
-    A new incident begins with its own detection, which is all that has passed since it began.
+    The written status is the one place where ledger and incidents belong together. A new incident begins with
+    its own detection, which is all that has passed since it began.
     """
-    known = before.incidents[-1].number if before.incidents else 0
-    if not after or after[-1].number == known:
-        was_open = bool(before.incidents) and before.incidents[-1].resolved_time is None
-        return charge(after, booked) if was_open else after
-    newest_one = after[-1]
+    lost = lost_between(written.ledger, ledger)
+    was_open = bool(written.incidents) and written.incidents[-1].resolved_time is None
+    known = written.incidents[-1].number if written.incidents else 0
+    if not incidents or incidents[-1].number == known:
+        return (*incidents[:-1], charge(incidents[-1], lost)) if was_open else incidents
+    *older, newest_one = incidents
+    if was_open and older:
+        lost.pop(Stage.DETECTION, None)
+        older[-1] = charge(older[-1], lost)
     began = newest_one.start_time or now
-    others = tuple(b for b in booked if b[0] is not Stage.DETECTION)
-    older = after[:-1]
-    if older and older[-1].resolved_time is None:
-        older = charge(older, others)
-    spent = {Stage.DETECTION: max(0.0, (now - began).total_seconds())}
-    return (*older, newest_one.model_copy(update={"stage_seconds": spent}))
+    detection = {Stage.DETECTION: max(0.0, (now - began).total_seconds())}
+    return (*older, charge(newest_one, detection))
 
 
 def _closed(

@@ -1,0 +1,296 @@
+"""The shell in miniature: observe, decide, intent first, actions with deletions first, one status write.
+
+Every write may conflict, every reply may be lost, and the operator may die before or after anything it does.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from rerail_api.status import ConditionType, Ledger
+from rerail_operator.core.admission import Queued, plan_admissions
+from rerail_operator.core.decide import decide
+from rerail_operator.core.gang import seats
+from rerail_operator.core.placement import gang_request
+from rerail_operator.core.plan import (
+    Action,
+    CreatePod,
+    DeleteGang,
+    DeletePod,
+    DryRunPod,
+    FreezeTemplate,
+    OrderFinish,
+    OrderJoin,
+    OrderRun,
+    Plan,
+)
+from rerail_operator.core.publish import write_due
+from rerail_operator.core.waiting import avoided
+from rerail_operator.core.world import Agent, Nodes, Placement, Pod, PodPhase, Rejection, World
+
+from . import ground
+from .toy_cluster import ToyCluster
+
+STRUCTURAL = (CreatePod, DeletePod, DeleteGang, FreezeTemplate, DryRunPod)
+SETTLES_WITHIN = 12
+
+
+class Crash(Exception):
+    """The operator's process ends here."""
+
+
+class LostReply(Exception):
+    """It may or may not have happened: the pass ends, the queue will call again."""
+
+
+@dataclass
+class Mind:
+    """What a running operator knows of one job and may forget at any time."""
+
+    memory: dict[str, datetime] = field(default_factory=dict)
+    ledger: Ledger | None = None
+    claim: Placement | None = None
+    frozen: str = ""  # the template revision that was read back
+    tried: str = ""  # the generation whose dry run passed
+    rejections: tuple[Rejection, ...] = ()
+    rejected_in: int = 0  # the round that they speak of
+    written_at: datetime | None = None
+    due: datetime | None = None
+    changes_seen: int = -1
+
+
+Witness = Callable[[str, World, Plan], None]
+
+
+@dataclass
+class ToyOperator:
+    cluster: ToyCluster
+    rng: random.Random
+    witness: Witness
+    trouble: float = 0.0  # how likely any single write goes wrong
+    quota_until: datetime | None = None
+    minds: dict[str, Mind] = field(default_factory=dict)
+    picture: dict[str, Agent] = field(default_factory=dict)
+    leading_since: datetime | None = None
+    down_until: datetime | None = None
+
+    def restart(self, seconds: float) -> None:
+        """All that was in memory is lost; agents come back one by one."""
+        now = self.cluster.now
+        self.minds.clear()
+        self.picture.clear()
+        self.down_until = now + timedelta(seconds=seconds)
+        self.leading_since = self.down_until
+        for agent in self.cluster.agents.values():
+            agent.reaches_at = max(agent.reaches_at, self.down_until + timedelta(seconds=self.rng.uniform(0, 4)))
+
+    def look(self) -> None:
+        """Every job that is due gets its pass."""
+        now = self.cluster.now
+        if self.down_until is not None and now < self.down_until:
+            return
+        self.leading_since = self.leading_since or now
+        self._hear()
+        for uid in list(self.cluster.jobs):
+            mind = self.minds.setdefault(uid, Mind())
+            if mind.changes_seen == self.cluster.changes and mind.due is not None and now < mind.due:
+                continue
+            try:
+                self._settle(uid, mind)
+            except Crash:
+                self.restart(self.rng.uniform(0.5, 8))
+                return
+            except LostReply:
+                mind.due = now + timedelta(seconds=1)
+
+    def _hear(self) -> None:
+        reached = {agent.uid: agent for agent in self.cluster.reached()}
+        for uid, agent in reached.items():
+            self.picture[uid] = agent.view(self.cluster.now)
+        for uid, known in list(self.picture.items()):
+            if uid not in self.cluster.pods:
+                del self.picture[uid]
+            elif uid not in reached and known.connected:
+                self.picture[uid] = replace(known, connected=False)
+                self.cluster.changes += 1
+
+    def _settle(self, uid: str, mind: Mind) -> None:
+        """Passes until nothing structural is left to do now: same world, same plan, so it must end."""
+        for _ in range(SETTLES_WITHIN):
+            if uid not in self.cluster.jobs:
+                return
+            plan = self._pass(uid, mind)
+            wait = plan.requeue_after or timedelta(seconds=30)
+            mind.due = self.cluster.now + max(wait, timedelta(seconds=0.1))
+            mind.changes_seen = self.cluster.changes
+            self._hear()
+            if not plan.intent and not any(isinstance(a, STRUCTURAL) for a in plan.actions):
+                return
+        raise AssertionError(f"job {uid} does not come to rest: {plan.because}; {plan.actions}")
+
+    # -- observe
+
+    def world(self, uid: str) -> World:
+        job, mind = self.cluster.jobs[uid], self.minds.setdefault(uid, Mind())
+        pods = tuple(p.seen for p in self.cluster.pods.values() if p.job == uid)
+        if mind.rejected_in != job.status.round:
+            mind.rejections, mind.rejected_in = (), job.status.round
+        offer = None
+        waiting = not job.status.is_true(ConditionType.ADMITTED) and not job.spec.suspend
+        if waiting and not job.status.finished:
+            offer = self._offers().get(uid)
+        return World(
+            uid=uid,
+            job=job,
+            pods=pods,
+            agents={p.uid: self.picture[p.uid] for p in pods if p.uid in self.picture},
+            nodes=self.nodes(besides=uid),
+            offer=offer,
+            ledger=mind.ledger,
+            template_frozen=mind.frozen == (job.status.template_revision or "?"),
+            dry_run_passed=mind.tried == str(job.metadata.generation),
+            rejections=mind.rejections,
+            leading_since=self.leading_since,
+            claim=mind.claim,
+            memory=dict(mind.memory),
+            accelerators=(ground.GPU,),
+        )
+
+    def reserved(self, besides: str = "") -> Iterator[str]:
+        """Nodes that other jobs have claimed and not filled yet."""
+        for uid, mind in self.minds.items():
+            job = self.cluster.jobs.get(uid)
+            if uid == besides or job is None or mind.claim is None or job.status.finished:
+                continue
+            if job.status.is_true(ConditionType.ADMITTED):
+                yield from (mind.claim.nodes[rank] for rank in self._unfilled(uid) if rank in mind.claim.nodes)
+
+    def _unfilled(self, uid: str) -> list[int]:
+        job = self.cluster.jobs[uid]
+        pods = tuple(p.seen for p in self.cluster.pods.values() if p.job == uid)
+        return [s.node_rank for s in seats(World(uid, job, pods=pods), job.spec.num_nodes) if not s.filled]
+
+    def nodes(self, besides: str = "") -> Nodes:
+        pods = [p.seen for p in self.cluster.pods.values()]
+        full = {p.node for p in pods if not p.ended and (p.bound or not p.deleting)} | set(self.reserved(besides))
+        return Nodes(
+            {
+                node.name: ground.a_node(
+                    node.name,
+                    free_gpus=0 if node.name in full or node.foreign else 8,
+                    ready=node.ready,
+                    schedulable=not node.cordoned,
+                )
+                for node in self.cluster.nodes.values()
+            }
+        )
+
+    def _offers(self) -> Any:
+        now, queue, settled = self.cluster.now, [], True
+        for uid, job in self.cluster.jobs.items():
+            status = job.status
+            if status.finished or job.spec.suspend:
+                continue
+            if status.is_true(ConditionType.ADMITTED):
+                claim = self.minds.setdefault(uid, Mind()).claim
+                settled = settled and (claim is not None or not self._unfilled(uid))
+            elif not any(p.job == uid and not p.seen.ended for p in self.cluster.pods.values()):
+                request = gang_request(job.spec.template, job.spec.num_nodes, avoided(job, now))
+                created = job.metadata.creation_timestamp or now
+                queue.append(Queued(uid, "team", job.metadata.name, created, request))
+        return plan_admissions(queue, self.nodes(), settled)
+
+    # -- decide, apply, publish
+
+    def _pass(self, uid: str, mind: Mind) -> Plan:
+        world = self.world(uid)
+        assert world.job is not None
+        plan = decide(world, self.cluster.now)
+        self.witness(uid, world, plan)
+        version = world.job.metadata.resource_version
+        if plan.intent:
+            assert plan.status is not None and plan.actions == ()
+            self._write(uid, plan, version, mind)
+            self._remember(mind, plan)
+            return plan
+        self._remember(mind, plan)
+        for action in sorted(plan.actions, key=lambda a: not isinstance(a, (DeletePod, DeleteGang))):
+            self._fate(lambda action=action: self._apply(uid, action, mind))  # type: ignore[misc]
+        if plan.status is not None:
+            since = self.cluster.now - (mind.written_at or self.cluster.now - timedelta(hours=1))
+            if write_due(world.job.status, plan.status, since):
+                self._write(uid, plan, version, mind)
+        return plan
+
+    def _remember(self, mind: Mind, plan: Plan) -> None:
+        mind.memory = dict(plan.memory)
+        if plan.status is not None:
+            mind.ledger = plan.status.ledger
+        if plan.placement is not None:
+            mind.claim = plan.placement
+
+    def _write(self, uid: str, plan: Plan, version: str, mind: Mind) -> None:
+        assert plan.status is not None
+        status = plan.status
+        if self.rng.random() < self.trouble:
+            # Somebody else wrote in between: the guard must hold.
+            self.cluster.change_spec(uid)
+        stored = []
+        self._fate(lambda: stored.append(self.cluster.write_status(uid, status, version)))
+        if not all(stored):
+            raise LostReply
+        mind.written_at = self.cluster.now
+
+    def _fate(self, act: Callable[[], object]) -> None:
+        """Do it; or do not; or do it and never learn of it; or die before or after it."""
+        roll = self.rng.random() / self.trouble if self.trouble else 9.0
+        if roll < 0.2:
+            raise Crash
+        if roll < 0.5:
+            raise LostReply
+        act()
+        if roll < 0.7:
+            raise Crash
+        if roll < 1.0:
+            raise LostReply
+
+    def _apply(self, uid: str, action: Action, mind: Mind) -> None:
+        cluster, job = self.cluster, self.cluster.jobs[uid]
+        match action:
+            case CreatePod(name, node, rank, slot, round_):
+                if self.quota_until is not None and cluster.now < self.quota_until:
+                    self._refuse(uid, mind, Rejection("CreatePod", "exceeded quota", cluster.now, True, name))
+                    return
+                pod = Pod(name, "", rank, round_, round_, slot, PodPhase.PENDING, node)
+                if not cluster.create_pod(uid, pod) and not self._is_ours(uid, name):
+                    self._refuse(uid, mind, Rejection("NameTaken", "exists", cluster.now, pod_name=name))
+            case DeletePod(_, pod_uid):
+                cluster.delete_pod(pod_uid)
+            case DeleteGang():
+                for pod_uid in [u for u, p in cluster.pods.items() if p.job == uid]:
+                    cluster.delete_pod(pod_uid)
+            case FreezeTemplate(name):
+                mind.frozen = name
+            case DryRunPod():
+                mind.tried = str(job.metadata.generation)
+            case OrderJoin(uids, round_):
+                for pod_uid in uids:
+                    cluster.tell(pod_uid, ("join", round_, None))
+            case OrderRun(releases, round_):
+                for pod_uid, release in releases.items():
+                    cluster.tell(pod_uid, ("run", round_, release))
+            case OrderFinish(uids, code, _):
+                for pod_uid in uids:
+                    cluster.tell(pod_uid, ("finish", code, None))
+            case _:
+                raise AssertionError(f"this life knows no {action}")
+
+    def _is_ours(self, uid: str, name: str) -> bool:
+        return any(p.seen.name == name and p.job == uid for p in self.cluster.pods.values())
+
+    def _refuse(self, uid: str, mind: Mind, rejection: Rejection) -> None:
+        mind.rejections = (*mind.rejections, rejection)
+        mind.rejected_in = self.cluster.jobs[uid].status.round
+        self.cluster.changes += 1
