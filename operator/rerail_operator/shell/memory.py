@@ -100,6 +100,8 @@ class MemoryCluster:
         at, epoch, written = int(resource_version or self._server.store.version), self._watch_epoch, None
         try:
             written = self._server.store.subscribe()
+            loop = asyncio.get_running_loop()
+            said = loop.time()
             while True:
                 written.clear()
                 if epoch != self._watch_epoch:
@@ -109,8 +111,11 @@ class MemoryCluster:
                 for entry in self._server.since(at):
                     at = entry.version
                     if entry.kind is kind and (seen := event_of(entry, labels, fields)):
+                        said = loop.time()
                         yield seen
-                if not await _set_within(written, BOOKMARK_SECONDS):
+                # Writes of other kinds wake this watch too; its reader waits for a word of its own.
+                if not await _set_within(written, said + BOOKMARK_SECONDS - loop.time()):
+                    said = loop.time()
                     yield WatchEvent(Change.BOOKMARK, {"metadata": {"resourceVersion": str(at)}})
         finally:
             if written is not None:
@@ -169,8 +174,10 @@ class MemoryCluster:
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    # Not wait_for: up to Python 3.11 it swallows a cancellation that comes together with the event.
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True
