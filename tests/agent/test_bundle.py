@@ -92,6 +92,22 @@ def test_what_is_missing_is_told_in_one_line(
     assert message in done.stderr and done.stderr.count("\n") == 1
 
 
+async def test_modules_of_the_user_do_not_become_the_agents(
+    coordinator: Coordinator, agent: AgentProcess
+) -> None:
+    for name in ("random", "queue", "selectors", "rerail_agent"):
+        (agent.folder / f"{name}.py").write_text("raise SystemExit('this is not yours')\n")
+    agent.python = [sys.executable]
+    program = "import random"
+    agent.start(coordinator.address, sys.executable, "-c", program, PYTHONPATH=str(agent.folder))
+    await coordinator.hello()
+    coordinator.join(1)
+    await coordinator.state("Ready", 1)
+    coordinator.run(1)
+    evidence = (await coordinator.state("Failed", 1))["exit"]
+    assert evidence["last_line"] == "this is not yours"
+
+
 OLD = [python for version in ("2.7", "3.6", "3.7", "3.8") for python in interpreters(version)]
 
 

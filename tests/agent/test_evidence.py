@@ -12,6 +12,7 @@ import pytest
 
 from rerail_agent.evidence import TERMINATION_BYTES, write_termination_message
 from rerail_agent.output import Lines, Tail, bounded
+from rerail_agent.settings import KUBELET_TERMINATION_LOG
 from tests.agent.coordinator import Coordinator
 from tests.agent.process import AgentProcess
 
@@ -175,5 +176,12 @@ def test_the_termination_message_keeps_the_file_and_its_limit(tmp_path: Path) ->
     raw = path.read_bytes()
     assert len(raw) <= TERMINATION_BYTES and path.stat().st_ino == inode
     assert json.loads(raw)["exit"]["exit_code"] == 1
-    write_termination_message(str(tmp_path / "none"), {"rerail": 1, "exit": None})
-    assert not (tmp_path / "none").exists()
+    write_termination_message(str(tmp_path / "no/folder"), {"rerail": 1, "exit": None})
+    write_termination_message(str(tmp_path / "new"), {"rerail": 1, "exit": None})
+    assert json.loads((tmp_path / "new").read_bytes()) == {"rerail": 1, "exit": None, "message": ""}
+
+
+@pytest.mark.skipif(Path(KUBELET_TERMINATION_LOG).exists(), reason="runs in a container of Kubernetes")
+def test_nothing_is_made_in_dev() -> None:
+    write_termination_message(KUBELET_TERMINATION_LOG, {"rerail": 1, "exit": None})
+    assert not Path(KUBELET_TERMINATION_LOG).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -78,5 +79,5 @@ def _common(around: Surroundings, release: Release) -> dict[str, str]:
         env.setdefault("OMP_NUM_THREADS", "1")
     if release.master_addr == "127.0.0.1":
         # gloo would else look for the address of the host name, which a laptop off its network has not
-        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     return env

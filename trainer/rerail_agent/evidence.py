@@ -8,6 +8,7 @@ from typing import Any
 
 from rerail_agent.output import EVIDENCE_LINE_BYTES, bounded, cut
 from rerail_agent.ranks import Rank, Ranks
+from rerail_agent.settings import KUBELET_TERMINATION_LOG
 
 TERMINATION_BYTES = 4096
 MESSAGE_BYTES = 512
@@ -50,10 +51,12 @@ def write_termination_message(path: str, content: dict[str, Any]) -> None:
     """Replace the termination message; the file itself must stay, for the kubelet has mounted it.
 
     A file that cannot be written is no reason to fail: the coordinator has the same evidence.
+    The kubelet's own is never made: where it is not mounted, this is no container and /dev is not ours.
     """
     raw = _fitting(content)
+    flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (0 if path == KUBELET_TERMINATION_LOG else os.O_CREAT)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        fd = os.open(path, flags, 0o644)
     except OSError:
         return
     try:

@@ -136,7 +136,11 @@ class Worker:
     def report(self, now: float) -> dict[str, Any]:
         """REPORT of the contract, but for the probe port, which is not ours."""
         progress = self.progress
-        age = None if progress is None or progress.read_at is None else round(now - progress.read_at, 3)
+        age = (
+            None
+            if progress is None or progress.read_at is None
+            else round(max(0.0, now - progress.read_at), 3)
+        )
         return {
             "state": self.state.value,
             "round": self.round,
