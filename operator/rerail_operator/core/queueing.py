@@ -11,6 +11,7 @@ from .outcome import Outcome
 from .plan import DeleteGang, DryRunPod, Level, Note
 from .reasons import Reason
 from .template_facts import checkpoint_is_durable, num_proc
+from .template_shape import unreadable
 from .world import Placement, Refusal, Rejection, World
 
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -35,6 +36,9 @@ def shape_hash(job: TrainingJob) -> str:
 
 def why_invalid(world: World, job: TrainingJob) -> str:
     """What keeps this spec from ever running, beyond what schema and CEL can say; empty when nothing does."""
+    misfit = unreadable(job.spec.template)
+    if misfit:
+        return misfit
     found = num_proc(job.spec, job.spec.template, world.accelerators)
     return found if isinstance(found, str) else ""
 
