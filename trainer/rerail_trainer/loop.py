@@ -17,7 +17,7 @@ from .control import Agreement, Wishes
 from .failures import TrainerExit
 from .feed import Feed
 from .meeting import Meeting
-from .optim import learning_rate, set_learning_rate
+from .optim import AdamW, learning_rate
 from .parallel import Layout
 from .reports import Reports, StepReport
 from .stop import StopRequest
@@ -33,7 +33,7 @@ class Run:
     config: Config
     meeting: Meeting
     layout: Layout
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     feed: Feed
     series: Series | None
     reports: Reports
@@ -77,10 +77,9 @@ def update(run: Run, step: int) -> Tensor:
     norm = run.layout.clip(run.config.optim.clip)
     loss = losses / tokens
     finite = torch.isfinite(loss + norm)
-    run.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    set_learning_rate(run.optimizer, learning_rate(step, run.config.optim, run.config.horizon_steps))
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    rate = learning_rate(step, run.config.optim, run.config.horizon_steps)
+    run.optimizer.step(step + 1, rate, unless=(~finite).float())
+    run.layout.zero_gradients()
     return torch.stack((loss.double(), norm.double(), finite.double()))
 
 
@@ -88,24 +87,19 @@ def backward(run: Run, micro_batches: list[tuple[Tensor, Tensor]], tokens: int) 
     """Gradients of the mean loss over all `tokens` of all ranks; gives this rank's summed loss, float32 scalar."""
     losses = torch.zeros((), device=run.meeting.device)
     for index, (inputs, targets) in enumerate(micro_batches):
-        with run.layout.gradients_shared(last=index == len(micro_batches) - 1):
+        with run.layout.backward(last=index == len(micro_batches) - 1):
             loss = run.layout.loss(inputs, targets)
-            # Gradients are averaged over ranks, and the mean is to be over tokens: world_size takes that back.
-            (loss * (run.meeting.world_size / tokens)).backward()
+            (loss * (run.layout.gradient_factor / tokens)).backward()
         losses += loss.detach()
     return losses
 
 
 def rehearse(run: Run) -> None:
-    """A forward and backward pass that changes nothing: compiles, finds out-of-memory, and fixes DDP's buckets.
-
-    DDP cuts its buckets anew after the first backward pass; without this the order of sums in the first step after a
-    resume would differ from that of an uninterrupted run, and so would its last bits.
-    """
+    """A forward and backward pass that changes nothing: compiles, opens connections, finds out-of-memory early."""
     inputs, targets = run.feed.take(0)[0]
-    with run.layout.gradients_shared(last=True):
+    with run.layout.backward(last=True):
         (run.layout.loss(inputs, targets) * 0.0).backward()
-    run.optimizer.zero_grad(set_to_none=True)
+    run.layout.zero_gradients()
 
 
 def save(run: Run, step: int) -> bool:

@@ -11,16 +11,33 @@ from .config import ModelConfig
 from .shards import local_shard
 
 
+class Matrix(nn.Linear):
+    """A linear map without bias, whose values `fill` gives: torch's own first values would only cost time."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Left to `fill`."""
+
+
+class Table(nn.Embedding):
+    """An embedding whose values `fill` gives."""
+
+    def reset_parameters(self) -> None:
+        """Left to `fill`."""
+
+
 class Attention(nn.Module):
     """Causal self-attention; `kv_heads` key and value heads serve `heads` query heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.query = nn.Linear(config.dim, config.heads * config.head_dim, bias=False)
-        self.key = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
-        self.out = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
+        self.query = Matrix(config.dim, config.heads * config.head_dim)
+        self.key = Matrix(config.dim, config.kv_heads * config.head_dim)
+        self.value = Matrix(config.dim, config.kv_heads * config.head_dim)
+        self.out = Matrix(config.heads * config.head_dim, config.dim)
         self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -47,9 +64,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.ffn, bias=False)
-        self.up = nn.Linear(config.dim, config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, config.dim, bias=False)
+        self.gate = Matrix(config.dim, config.ffn)
+        self.up = Matrix(config.dim, config.ffn)
+        self.down = Matrix(config.ffn, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
@@ -78,10 +95,10 @@ class Transformer(nn.Module):
         self.config = config
         # No buffer: it follows from the configuration, and DDP would send buffers around before every pass.
         self.rope = torch.empty(0)
-        self.embedding = nn.Embedding(config.vocab, config.dim)
+        self.embedding = Table(config.vocab, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab, bias=False)
+        self.head = Matrix(config.dim, config.vocab)
         if config.tie:
             self.head.weight = self.embedding.weight
 

@@ -1,4 +1,4 @@
-"""How one model lies over many ranks: replicated (DDP) or sharded (FSDP2), behind one small surface."""
+"""How one model lies over many ranks: replicated (ddp) or sharded (fsdp), behind one small surface."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -6,33 +6,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .config import ModelConfig, ParallelConfig
 from .meeting import Meeting
 from .model import Transformer
+from .replicate import ReplicatedGradients
 
 
 class Layout:
-    """A model placed on the ranks. `model` is the bare module, whose parameter names the checkpoint uses."""
+    """A model placed on one rank alone; the base of the layouts over many."""
 
-    def __init__(self, model: Transformer, wrapped: nn.Module, autocast: torch.dtype | None) -> None:
-        self.model, self._wrapped, self._autocast = model, wrapped, autocast
+    gradient_factor = 1.0
+    """By what the loss is to be multiplied so that gradients come out as sums over ranks."""
+
+    def __init__(self, model: Transformer, autocast: torch.dtype | None) -> None:
+        self.model, self._autocast = model, autocast
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Summed loss of one micro-batch; float32 scalar."""
         if self._autocast is None:
-            return self._wrapped(tokens, targets)  # type: ignore[no-any-return]
+            return self.model(tokens, targets)  # type: ignore[no-any-return]
         with torch.autocast(tokens.device.type, dtype=self._autocast):
-            return self._wrapped(tokens, targets)  # type: ignore[no-any-return]
+            return self.model(tokens, targets)  # type: ignore[no-any-return]
 
-    def gradients_shared(self, last: bool) -> AbstractContextManager[Any]:
-        """Within: gradients are averaged over ranks in the backward pass if `last`, else only summed locally."""
-        if isinstance(self._wrapped, DistributedDataParallel):
-            return nullcontext() if last else self._wrapped.no_sync()
-        if hasattr(self._wrapped, "set_requires_gradient_sync"):
-            return _sync_of_fsdp(self._wrapped, last)
+    def backward(self, last: bool) -> AbstractContextManager[None]:
+        """Around every backward pass; after the last of a step gradients are those of all ranks."""
         return nullcontext()
+
+    def zero_gradients(self) -> None:
+        """Ready for the next step."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
     def clip(self, limit: float) -> Tensor:
         """Scales gradients down to a global norm of `limit` (0: not at all) and gives the norm before; scalar."""
@@ -44,48 +48,58 @@ class Layout:
         return norm
 
 
+class Replicated(Layout):
+    """The whole model on every rank."""
+
+    def __init__(self, model: Transformer, autocast: torch.dtype | None) -> None:
+        super().__init__(model, autocast)
+        self._gradients = ReplicatedGradients(model)
+
+    def backward(self, last: bool) -> AbstractContextManager[None]:
+        return self._gradients.summed() if last else nullcontext()
+
+    def zero_gradients(self) -> None:
+        self._gradients.zero()
+
+
+class Sharded(Layout):
+    """FSDP2: parameters, gradients and optimizer state cut over all ranks; it averages gradients."""
+
+    def __init__(self, model: Transformer, world_size: int) -> None:
+        super().__init__(model, autocast=None)
+        self.gradient_factor = float(world_size)
+
+    @contextmanager
+    def backward(self, last: bool) -> Iterator[None]:
+        module: Any = self.model
+        module.set_requires_gradient_sync(last)
+        yield
+
+
 def lay_out(config: ModelConfig, parallel: ParallelConfig, meeting: Meeting) -> Layout:
-    """Builds the model without memory, cuts it, then gives it memory on this rank's device; values come later."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    """Builds the model on this rank's device, or this rank's part of it; its values come later."""
     low = torch.bfloat16 if parallel.compute_dtype == "bfloat16" else None
     if parallel.mode == "fsdp":
-        _shard(model, meeting, low)
-        _allocate(model, config, meeting.device)
-        return Layout(model, model, autocast=None)
-    _allocate(model, config, meeting.device)
-    if meeting.world_size == 1:
-        return Layout(model, model, low)
-    on_gpu = meeting.device.type == "cuda"
-    wrapped = DistributedDataParallel(
-        model,
-        device_ids=[meeting.device.index] if on_gpu else None,
-        gradient_as_bucket_view=True,
-        # Every rank fills the same values from the seed or the checkpoint, so nothing needs to travel here.
-        init_sync=False,
-    )
-    return Layout(model, wrapped, low)
+        return Sharded(_shard(config, meeting, low), meeting.world_size)
+    with meeting.device:
+        model = Transformer(config)
+    return Replicated(model, low) if meeting.world_size > 1 else Layout(model, low)
 
 
-def _shard(model: Transformer, meeting: Meeting, low: torch.dtype | None) -> None:
-    # Imported here: the DTensor modules cost seconds at start, and only this mode needs them.
+def _shard(config: ModelConfig, meeting: Meeting, low: torch.dtype | None) -> Transformer:
+    # Imported here: these modules cost seconds at the start, and only this mode needs them.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # Without memory first, so that no rank ever holds the whole.
+    with torch.device("meta"):
+        model = Transformer(config)
     mesh = init_device_mesh(meeting.device.type, (meeting.world_size,), mesh_dim_names=("shard",))
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-
-
-def _allocate(model: Transformer, config: ModelConfig, device: torch.device) -> None:
-    model.to_empty(device=device)
+    model.to_empty(device=meeting.device)
     if config.tie:
         model.head.weight = model.embedding.weight
-
-
-@contextmanager
-def _sync_of_fsdp(module: Any, last: bool) -> Iterator[None]:
-    module.set_requires_gradient_sync(last)
-    yield
+    return model

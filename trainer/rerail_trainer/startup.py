@@ -17,7 +17,7 @@ from .loop import Run, rehearse, train
 from .meeting import Meeting, meet, part
 from .metrics import serve
 from .model import fill, param_counts
-from .optim import build_optimizer
+from .optim import AdamW
 from .parallel import lay_out
 from .progress import ProgressLog
 from .reports import Reports
@@ -48,7 +48,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
     code = ExitCode.RETRY_IN_PLACE
     try:
         layout = lay_out(config.model, config.parallel, meeting)
-        optimizer = build_optimizer(layout.model, config.optim)
+        optimizer = AdamW(layout.model, config.optim)
         feed = Feed(config, corpus, share, meeting.device)
         ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop)
         start = _prepare(ready, corpus.digest, observer)
@@ -85,7 +85,7 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
         ready.series.observe_saves(observer)
     if start.set_aside and start.loaded is None:
         fill(ready.layout.model, config.run.seed)
-        ready.optimizer.state.clear()
+        ready.optimizer.reset()
     ready.reports.started(start.step, start.step if start.loaded else None)
     _introduce(ready, start)
     return start.step

@@ -18,7 +18,7 @@ from . import layout
 from .committed import list_steps, set_aside
 from .manifest import Manifest
 from .save import Training
-from .state import MODEL, TrainingState, make_room, named_tensors, seed_random_state, set_random_state
+from .state import TrainingState, named_tensors, seed_random_state, set_random_state
 from .storage import Storage
 from .tensorfile import Damaged, StoredPiece, Written, read_index, read_piece
 
@@ -93,9 +93,8 @@ class Loader:
     def _restore(self, manifest: Manifest, state: TrainingState, seed: int) -> None:
         folder, rank = layout.step_folder(manifest.step), self._control.rank
         stored = read_pieces(self._storage, folder, manifest.files)
-        make_room(state, stored)
         for name, tensor in named_tensors(state):
-            if name not in stored and name.startswith(MODEL):
+            if name not in stored:
                 raise TrainerExit(ExitCode.DATA_MISMATCH, f"{folder} has no tensor {name}")
             fill_shard(self._storage, local_shard(tensor), stored[name])
         if manifest.world_size == self._control.world_size:

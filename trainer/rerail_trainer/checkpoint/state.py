@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..optim import AdamW
 from ..shards import Shard, local_shard
-from .tensorfile import Piece, StoredPiece
+from .tensorfile import Piece
 
 MODEL, OPTIMIZER = "model.", "optim."
 
@@ -22,7 +23,7 @@ class TrainingState:
     """The live objects that are saved and restored."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
 
 
 @dataclass(frozen=True)
@@ -53,27 +54,8 @@ def named_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
             seen.add(id(tensor))
             yield MODEL + name, tensor
     for name, parameter in state.model.named_parameters():
-        for key, value in sorted(state.optimizer.state.get(parameter, {}).items()):
-            if isinstance(value, Tensor):
-                yield f"{OPTIMIZER}{name}.{key}", value
-
-
-def make_room(state: TrainingState, stored: dict[str, list[StoredPiece]]) -> None:
-    """Gives the optimizer empty state tensors for all that is stored, so that they can be filled in place.
-
-    A fresh optimizer has none, and one that is loaded only where it has some loses its moments without a word.
-    """
-    state.optimizer.state.clear()
-    for name, parameter in state.model.named_parameters():
-        prefix = f"{OPTIMIZER}{name}."
-        for key in sorted(full[len(prefix) :] for full in stored if full.startswith(prefix)):
-            piece = stored[prefix + key][0]
-            if piece.shape == tuple(parameter.shape):
-                room = torch.zeros_like(parameter, dtype=piece.dtype, requires_grad=False)
-            else:
-                # Step counters: the fused kernels want them beside the parameter.
-                room = torch.zeros(piece.shape, dtype=piece.dtype, device=parameter.device)
-            state.optimizer.state[parameter][key] = room
+        for key, moment in sorted(state.optimizer.state[parameter].items()):
+            yield f"{OPTIMIZER}{name}.{key}", moment
 
 
 def random_state() -> dict[str, Any]:
