@@ -10,7 +10,6 @@ from logging import getLogger
 from typing import Any
 
 from rerail_api.contract import LABEL_MANAGED, MANAGED_BY
-
 from rerail_operator.core.world import Nodes, Pod, Resources
 from rerail_operator.shell.capacity import Capacity
 from rerail_operator.shell.cluster import Cluster, Kind, Object
@@ -115,6 +114,10 @@ class Fleet:
         """UIDs of all jobs of this name, gone ones included as long as they have pods."""
         return tuple(self._uids.get(key, ()))
 
+    def orphan_keys(self) -> tuple[JobKey, ...]:
+        """Names whose pods are still there and whose job is not."""
+        return tuple(key for key in self._uids if key not in self._jobs_by_key)
+
     def nodes(self, reserved: Mapping[str, Resources]) -> Nodes:
         """A snapshot: free = allocatable - all living bound pods - our pinned pods - `reserved`."""
         return self._capacity.snapshot(reserved)
@@ -161,10 +164,10 @@ class Fleet:
             self._on_capacity()
         elif before is not None and not self._replaced(before):
             self._capacity.drop_node(before.node.name)
-        for record in (before, after):
-            for pod in list(self._by_node.get(record.node.name, {}).values()) if record else ():
-                if pod.job:
-                    self._on_job(pod.job)
+        names = {record.node.name for record in (before, after) if record}
+        pods = [pod for name in names for pod in self._by_node.get(name, {}).values()]
+        for job in {pod.job for pod in pods if pod.job}:
+            self._on_job(job)
 
     def _replaced(self, gone: NodeRecord) -> bool:
         records = self._nodes.records.values()

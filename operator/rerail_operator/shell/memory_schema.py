@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from rerail_api.crd import open_api_schema
 from rerail_api.v1alpha1 import InvalidJob, check_change, parse_job
-
 from rerail_operator.shell.cluster import Kind, Object, Rejected
 from rerail_operator.shell.memory_store import copy_of
 

@@ -78,7 +78,11 @@ async def _in_thread(read: Callable[..., Read], *arguments: Any) -> Read:
         raise Unavailable(f"no usable credentials for the API server: {error}") from error
 
 
-def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, Access, dict[str, str]]:
+def read_configuration(kubeconfig: str | None = None, context: str | None = None) -> Any:
+    """The official package's configuration of our pod or of a kubeconfig, read now; blocks.
+
+    Raises whatever that package's loaders raise.
+    """
     # Imported here: the package takes a second and some 90 MB, and `rerail run` has no use for it.
     from kubernetes.client.configuration import Configuration
     from kubernetes.config import incluster_config, kube_config
@@ -91,6 +95,11 @@ def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, Access, dic
         from_pod(client_configuration=configuration)
     else:
         from_file(kubeconfig, context, client_configuration=configuration)
+    return configuration
+
+
+def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, Access, dict[str, str]]:
+    configuration = read_configuration(kubeconfig, context)
     return configuration, _access(configuration), _headers(configuration)
 
 

@@ -95,7 +95,10 @@ class Session:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
         try:
             async with self._send(request, timeout) as response:
-                yield response.content
+                try:
+                    yield response.content
+                finally:
+                    _abort(response)
         except _FAILURES as error:
             raise unreachable(request.call, error) from error
 
@@ -118,7 +121,7 @@ class Session:
         try:
             async with self._send(request, timeout) as response:
                 if not request.wants_reply:
-                    response.close()
+                    _abort(response)
                     return b""
                 return await response.read()
         except _FAILURES as error:
@@ -160,6 +163,13 @@ class Session:
 
 class Throttled(Unavailable):
     """429: it has certainly not happened."""
+
+
+def _abort(response: aiohttp.ClientResponse) -> None:
+    """Leave the rest unread. A polite TLS farewell would outlive the session and wait for the server."""
+    if response.connection is not None and (transport := response.connection.transport) is not None:
+        transport.abort()
+    response.close()
 
 
 def _error(call: Call, response: aiohttp.ClientResponse, body: bytes) -> Exception:
