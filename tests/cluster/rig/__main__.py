@@ -4,13 +4,16 @@ Exit codes: 0 done, 1 failed (with the reason), 3 this machine lacks something (
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
-from . import console
+from . import console, daemon
 from .binaries import ensure, location
+from .daemon import Wish
 from .errors import Missing, RigError
+from .images import build_images, write_archive
 from .paths import CHECKOUT
 from .versions import TOOLS
 
@@ -39,19 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(TOOLS)}")
     build.set_defaults(act=_build)
-    images = commands.add_parser("images", help="build the project's images as archives")
+    images = commands.add_parser("images", help="build the project's images")
     images.add_argument("--checkout", type=Path, default=CHECKOUT)
+    images.add_argument("--archives", type=Path, help="also write each as an OCI archive into this folder")
     images.set_defaults(act=_images)
     up = commands.add_parser("up", help="start a cluster with real nodes and leave it running")
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--gpus", type=int, default=8, help="pretended GPUs per node")
-    up.add_argument("--no-images", action="store_true", help="do not build and import the project's images")
+    up.add_argument("--no-images", action="store_true", help="do not build the project's images")
+    up.add_argument("--install", action="store_true", help="install Rerail with its chart's defaults")
     up.set_defaults(act=_up)
-    for name, act, about in (("down", _down, "end that cluster"), ("status", _status, "say whether it runs")):
+    for name, act, about in (("down", _down, "end that cluster"), ("status", _status, "say how to reach it")):
         commands.add_parser(name, help=about).set_defaults(act=act)
-    serve = commands.add_parser("serve")  # what `up` leaves behind
-    serve.add_argument("--nodes", type=int, required=True)
-    serve.add_argument("--gpus", type=int, required=True)
+    serve = commands.add_parser("serve", help="what `up` leaves behind; not for people")
+    serve.add_argument("wish", type=lambda text: Wish(**json.loads(text)))
     serve.set_defaults(act=_serve)
     return parser
 
@@ -72,35 +76,26 @@ def _build(chosen: argparse.Namespace) -> int:
 
 
 def _images(chosen: argparse.Namespace) -> int:
-    from .images import build_images
-
-    for target, archive in build_images(chosen.checkout).items():
-        console.result(f"{target} {archive}")
+    for target, image in build_images(chosen.checkout).items():
+        where = write_archive(image, chosen.archives / f"{target}.tar") if chosen.archives else ""
+        console.result(f"{image.name} {image.identity} {where}".rstrip())
     return 0
 
 
 def _up(chosen: argparse.Namespace) -> int:
-    from . import daemon
-
-    return daemon.up(chosen.nodes, chosen.gpus, with_images=not chosen.no_images)
+    return daemon.up(Wish(chosen.nodes, chosen.gpus, not chosen.no_images, chosen.install))
 
 
 def _down(_: argparse.Namespace) -> int:
-    from . import daemon
-
     return daemon.down()
 
 
 def _status(_: argparse.Namespace) -> int:
-    from . import daemon
-
     return daemon.status()
 
 
 def _serve(chosen: argparse.Namespace) -> int:
-    from . import daemon
-
-    return daemon.serve(chosen.nodes, chosen.gpus)
+    return daemon.serve(chosen.wish)
 
 
 if __name__ == "__main__":

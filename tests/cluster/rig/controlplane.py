@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +32,7 @@ from .process import Process, until
 
 if TYPE_CHECKING:
     from .nodes import RealNodes
+    from .storage import StoredImage
 
 _READY_SECONDS = 60.0
 
@@ -148,10 +149,10 @@ class ControlPlane:
             self._fakes.start()
         return self._fakes.add(n_nodes, gpus, labels, prefix)
 
-    def real_nodes(self, count: int = 2, gpus: int = 8) -> "RealNodes":
+    def real_nodes(self, count: int = 2, gpus: int = 8, images: "Iterable[StoredImage]" = ()) -> "RealNodes":
         """Add real nodes (kubelet, containerd, runc) with kube-proxy and CoreDNS, and wait until all are Ready.
 
-        Needs `Options(isolated=True)` and root."""
+        `images` (of `images.build_images`) are there from the start: quicker than `import_image`, and stored once. Needs `Options(isolated=True)` and root."""
         from .nodes import RealNodes
 
         if not isinstance(self.ground, IsolatedGround):
@@ -159,7 +160,7 @@ class ControlPlane:
         if self.nodes is not None:
             raise RigError("this cluster already has its real nodes")
         self.nodes = RealNodes(self, self.ground)
-        self.nodes.start(count, gpus)
+        self.nodes.start(count, gpus, images)
         return self.nodes
 
     def wait(self, what: str, look: Any, seconds: float = 60.0) -> Any:

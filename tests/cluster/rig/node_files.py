@@ -31,6 +31,11 @@ class NodePlan:
         return self.run / "containerd.sock"
 
     @property
+    def store(self) -> Path:
+        """containerd's root: images and unpacked layers."""
+        return self.folder / "containerd"
+
+    @property
     def bridge(self) -> str:
         """The bridge that the node's pods hang on."""
         return f"pods{self.number}"
@@ -54,22 +59,29 @@ class NodePlan:
 
 def write(plan: NodePlan, binaries: dict[str, Path], client_ca: Path, cgroup: str) -> None:
     """Write all files of a node below `plan.folder`."""
-    for part in ("cni", "kubelet", "containerd", "pod-logs", "plugins", "bin"):
+    write_runtime(plan, binaries)
+    for part in ("kubelet", "pod-logs", "plugins"):
+        (plan.folder / part).mkdir(exist_ok=True)
+    (plan.folder / "resolv.conf").write_text("# nothing outside this machine is reachable\n")
+    (plan.folder / "cni" / "10-pods.conflist").write_text(json.dumps(_network(plan), indent=1))
+    (plan.folder / "kubelet.json").write_text(json.dumps(_kubelet(plan, client_ca, cgroup), indent=1))
+
+
+def write_runtime(plan: NodePlan, binaries: dict[str, Path]) -> None:
+    """Write what containerd alone needs."""
+    for part in ("cni", "bin"):
         (plan.folder / part).mkdir(parents=True, exist_ok=True)
     for name in (*CNI_PLUGINS, "containerd", "containerd-shim-runc-v2"):
         link = plan.folder / "bin" / name  # containerd wants its plugins in one folder
         link.unlink(missing_ok=True)
         link.symlink_to(binaries[name])
-    (plan.folder / "resolv.conf").write_text("# nothing outside this machine is reachable\n")
     (plan.folder / "containerd.toml").write_text(_containerd(plan))
-    (plan.folder / "cni" / "10-pods.conflist").write_text(json.dumps(_network(plan), indent=1))
-    (plan.folder / "kubelet.json").write_text(json.dumps(_kubelet(plan, client_ca, cgroup), indent=1))
 
 
 def _containerd(plan: NodePlan) -> str:
     """restrict_oom_score_adj: without CAP_SYS_RESOURCE runc dies when it tries to lower the score."""
     return f"""version = 3
-root = "{plan.folder}/containerd"
+root = "{plan.store}"
 state = "{plan.run}/containerd"
 disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs"]

@@ -13,13 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import archive, node_files, services
+from . import archive, node_files, seeds, services
 from .binaries import ensure
 from .cgroups import NodeGroup
 from .errors import RigError
 from .ground import SHARED, IsolatedGround
 from .node_files import PAUSE_IMAGE, NodePlan
 from .process import Process, until
+from .runtime import Image, Runtime
+from .storage import StoredImage
 from .versions import NODE
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Node:
     plan: NodePlan
     group: NodeGroup
     gpus: int
+    runtime: Runtime
     processes: dict[str, Process]
     since: datetime = _NEVER
 
@@ -71,13 +74,17 @@ class RealNodes:
         """Where the host sees `shared`."""
         return self._cluster.disk / "shared"
 
-    def start(self, count: int, gpus: int) -> None:
-        """Start `count` nodes at once, then Services and names; afterwards every node is Ready and serves."""
+    def start(self, count: int, gpus: int, images: Iterable[StoredImage] = ()) -> None:
+        """Start `count` nodes that have these images, then Services and names; afterwards every node is Ready."""
         self._binaries = ensure(NODE)
         pause = self._cluster.disk / "pause.tar"
         archive.write(pause, PAUSE_IMAGE, {"/pause": self._binaries["pause"]}, ["/pause"])
+        stored = list(images)
         for number in range(1, count + 1):
             self._prepare(f"node-{number}", number, gpus)
+        if stored:
+            plans = [node.plan for node in self._nodes.values()]
+            seeds.provide(self._ground, self._binaries, stored, plans)
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(self._start_runtime, self._nodes.values()))
         self.import_image(pause)
@@ -90,16 +97,15 @@ class RealNodes:
 
     # ---- images -----------------------------------------------------------------------------------
 
-    def import_image(self, *archives: Path, nodes: Iterable[str] = ()) -> None:
-        """Import image archives into these nodes (all of them by default). Pods need imagePullPolicy IfNotPresent or Never."""
+    def import_image(self, *images: Image, nodes: Iterable[str] = ()) -> None:
+        """Give images to running nodes (all of them by default). Pods need imagePullPolicy IfNotPresent or Never."""
         for name in nodes or self._nodes:
-            for path in archives:
-                self.ctr(name, "images", "import", "--local", str(path))
+            for image in images:
+                self._find(name).runtime.load(image)
 
     def ctr(self, node: str, *args: str) -> str:
         """Run ctr against a node's containerd, in the kubelet's namespace of it."""
-        socket = str(self._find(node).plan.socket)
-        return self._ground.run([str(self._binaries["ctr"]), "-a", socket, "-n", "k8s.io", *args])
+        return self._find(node).runtime.ctr(*args)
 
     # ---- looking ------------------------------------------------------------------------------------
 
@@ -191,22 +197,11 @@ class RealNodes:
             f"ip link set {plan.bridge} up",
         ]
         self._ground.run(["sh", "-c", "\n".join(script)])
-        self._nodes[name] = Node(plan, group, gpus, {})
+        runtime = Runtime(self._ground, plan, self._binaries["ctr"])
+        self._nodes[name] = Node(plan, group, gpus, runtime, {})
 
     def _start_runtime(self, node: Node) -> None:
-        plan = node.plan
-        path = f"{plan.folder / 'bin'}:{os.environ['PATH']}"  # where it looks for its shim
-        argv = [str(plan.folder / "bin" / "containerd"), "--config", str(plan.folder / "containerd.toml")]
-        process = self._ground.start(f"containerd-{plan.name}", argv, {"PATH": path})
-        node.processes["containerd"] = process
-
-        def answers() -> bool:
-            try:
-                return "SERVER" in self.ctr(plan.name, "version").upper()
-            except RigError:
-                return False
-
-        until(answers, 60, f"containerd of {plan.name} answers", lambda: not process.alive)
+        node.processes["containerd"] = node.runtime.start()
 
     def _start_kubelet(self, node: Node) -> None:
         plan = node.plan

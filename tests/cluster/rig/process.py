@@ -41,6 +41,11 @@ class Process:
         self.signal(signal.SIGKILL)
         self.popen.wait(timeout=20)
 
+    def terminate(self) -> None:
+        """SIGTERM, and wait until it has ended in its own way (20 s, then subprocess.TimeoutExpired)."""
+        self.signal(signal.SIGTERM)
+        self.popen.wait(timeout=20)
+
     def tail(self, lines: int = 30) -> str:
         """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
