@@ -26,7 +26,9 @@ UNEXPECTED = 1
 
 
 def main(words: Sequence[str], observer: "Observer | None" = None) -> int:
-    """Runs one rank; the exit code. Failures are told as one line, and a traceback where it was unexpected."""
+    """Runs one rank; the exit code. Failures are told as one line,
+    and a traceback where it was unexpected.
+    """
     try:
         return int(_run(words, observer))
     except TrainerExit as refusal:

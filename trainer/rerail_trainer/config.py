@@ -1,4 +1,7 @@
-"""Every setting of the trainer: frozen dataclasses, their bounds, their canonical form and its hash. Torch-free."""
+"""Every setting of the trainer: frozen dataclasses, their bounds, their canonical form and its hash.
+
+Torch-free.
+"""
 
 import hashlib
 import json
@@ -94,7 +97,9 @@ class CheckpointConfig:
     owner_lease_seconds: int = 20
     """Another job's folder counts as abandoned when its owner gave no sign for so long."""
     grace_seconds: int = 0
-    """After SIGTERM give up on saving shortly before so many seconds; 0 means RERAIL_GRACE_SECONDS or never."""
+    """After SIGTERM give up on saving shortly before so many seconds;
+    0 means RERAIL_GRACE_SECONDS or never.
+    """
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,15 @@ def canonical_json(value: Any) -> str:
 def identity_of(config: Config) -> dict[str, Any]:
     """What must stay equal for two runs to be one training: a flat table of setting -> value.
 
-    World size, micro-batch, checkpoint and metric settings are free; the schedule's horizon is not, because the
-    learning rate of every later step hangs on it.
+    World size, micro-batch, checkpoint and metric settings are free; the schedule's horizon is not, because
+    the learning rate of every later step hangs on it.
     """
     tree = asdict(replace(config, optim=replace(config.optim, horizon_steps=config.horizon_steps)))
-    flat = {f"{section}.{name}": tree[section][name] for section in ("run", "model", "optim") for name in tree[section]}
+    flat = {
+        f"{section}.{name}": tree[section][name]
+        for section in ("run", "model", "optim")
+        for name in tree[section]
+    }
     flat["batch.tokens_per_step"] = config.batch.tokens_per_step
     flat["data.shuffle"] = config.data.shuffle
     return flat
@@ -174,13 +183,20 @@ def check(config: Config) -> None:
     """Raises BadConfig with what to write instead; needs no torch and no data."""
     model, batch, checkpoint = config.model, config.batch, config.checkpoint
     rules = [
-        (model.heads % max(model.kv_heads, 1) == 0, f"model.kv_heads={model.kv_heads} must divide model.heads={model.heads}"),
+        (
+            model.heads % max(model.kv_heads, 1) == 0,
+            f"model.kv_heads={model.kv_heads} must divide model.heads={model.heads}",
+        ),
         (model.head_dim % 2 == 0, f"model.head_dim={model.head_dim} must be even: RoPE turns pairs"),
         (
             batch.tokens_per_step % model.seq_len == 0,
-            f"batch.tokens_per_step={batch.tokens_per_step} must be a multiple of model.seq_len={model.seq_len}",
+            f"batch.tokens_per_step={batch.tokens_per_step} "
+            f"must be a multiple of model.seq_len={model.seq_len}",
         ),
-        (checkpoint.keep >= 2, f"checkpoint.keep={checkpoint.keep} must be at least 2: one may turn out damaged"),
+        (
+            checkpoint.keep >= 2,
+            f"checkpoint.keep={checkpoint.keep} must be at least 2: one may turn out damaged",
+        ),
         (
             config.data.source == "pydoc" or bool(config.data.path),
             f"data.source={config.data.source} needs data.path",

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
 from rerail_api.contract import ExitCode
 
 from .failures import TrainerExit
@@ -80,7 +81,9 @@ class Agreement:
         self._under_way: Any = None
 
     def exchange(self, own: Wishes) -> Wishes:
-        """Gives the agreed wishes of the call before, and sends `own`; every rank calls it at every boundary."""
+        """Gives the agreed wishes of the call before, and sends `own`;
+        every rank calls it at every boundary.
+        """
         agreed = self.finish()
         self._values = torch.tensor([own.stop, own.save], dtype=torch.int32)
         if self._control.world_size > 1:

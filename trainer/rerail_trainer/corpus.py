@@ -5,9 +5,11 @@ import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from rerail_api.contract import ExitCode
 
 from .config import DataConfig
@@ -111,13 +113,18 @@ def _map_shard(file: Path) -> Tokens:
     """A shard is 256 int32 (magic, version, token count) and then the tokens."""
     try:
         header = np.fromfile(file, dtype="<i4", count=SHARD_HEADER_INTS)
-        width = {SHARD_MAGIC: np.dtype("<u2"), WIDE_SHARD_MAGIC: np.dtype("<u4")}
-        if len(header) < SHARD_HEADER_INTS or int(header[0]) not in width or int(header[1]) != SHARD_VERSION:
-            raise TrainerExit(ExitCode.BAD_DATA_SHARD, f"{file} is no token shard: its header is {header[:2].tolist()}")
-        dtype, count = width[int(header[0])], int(header[2])
+        dtypes: dict[int, np.dtype[Any]] = {SHARD_MAGIC: np.dtype("<u2"), WIDE_SHARD_MAGIC: np.dtype("<u4")}
+        if len(header) < SHARD_HEADER_INTS or int(header[0]) not in dtypes or int(header[1]) != SHARD_VERSION:
+            raise TrainerExit(
+                ExitCode.BAD_DATA_SHARD, f"{file} is no token shard: its header is {header[:2].tolist()}"
+            )
+        dtype, count = dtypes[int(header[0])], int(header[2])
         owed = SHARD_HEADER_INTS * 4 + count * dtype.itemsize
         if file.stat().st_size != owed:
-            raise TrainerExit(ExitCode.BAD_DATA_SHARD, f"{file} has {file.stat().st_size} bytes, its header says {owed}")
-        return np.memmap(file, dtype=dtype, mode="r", offset=SHARD_HEADER_INTS * 4, shape=(count,))
+            raise TrainerExit(
+                ExitCode.BAD_DATA_SHARD, f"{file} has {file.stat().st_size} bytes, its header says {owed}"
+            )
+        tokens: Tokens = np.memmap(file, dtype=dtype, mode="r", offset=SHARD_HEADER_INTS * 4, shape=(count,))
+        return tokens
     except OSError as error:
         raise TrainerExit(ExitCode.BAD_DATA_SHARD, f"{file} cannot be read: {error.strerror}") from error

@@ -1,4 +1,6 @@
-"""Who this process is: its rank among the ranks, and the job and round it belongs to. Parsed once, torch-free."""
+"""Who this process is: its rank among the ranks, and the job and round it belongs to. Parsed once,
+torch-free.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -15,7 +15,9 @@ from .order import window_of
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank takes of every step: `micro_batches` times `micro_batch` sequences, beginning at `first`."""
+    """What one rank takes of every step: `micro_batches` times `micro_batch` sequences,
+    beginning at `first`.
+    """
 
     first: int
     micro_batch: int
@@ -32,7 +34,8 @@ def share_of(config: Config, rank: int, world_size: int) -> Share:
     if total % world_size:
         fitting = [size for size in range(1, total + 1) if total % size == 0]
         raise BadConfig(
-            f"{total} sequences per step (batch.tokens_per_step / model.seq_len) cannot be cut over {world_size} "
+            f"{total} sequences per step (batch.tokens_per_step / model.seq_len) cannot be cut "
+            f"over {world_size} "
             f"ranks evenly; {world_size} ranks need a multiple, or use one of {fitting[-8:]} ranks"
         )
     own = total // world_size
@@ -57,14 +60,16 @@ class Feed:
         self._ahead: tuple[int, Future[Tensor]] | None = None
 
     def take(self, step: int) -> list[tuple[Tensor, Tensor]]:
-        """(inputs, targets) of each micro-batch of step index `step` (from 0): int64 [micro_batch, seq_len]."""
+        """(inputs, targets) of each micro-batch of step index `step` (from 0): int64 [micro_batch,
+        seq_len].
+        """
         if self._ahead is not None and self._ahead[0] == step:
             rows = self._ahead[1].result()
         else:
             rows = self.rows(step)
         self._ahead = (step + 1, self._pool.submit(self.rows, step + 1))
         rows = rows.to(self._device, non_blocking=True)
-        return [(part[:, :-1], part[:, 1:]) for part in rows.split(self._share.micro_batch)]
+        return [(part[:, :-1], part[:, 1:]) for part in torch.split(rows, self._share.micro_batch)]
 
     def rows(self, step: int) -> Tensor:
         """This rank's sequences of step index `step`: int64 [sequences, seq_len + 1] on the CPU."""

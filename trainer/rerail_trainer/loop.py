@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from rerail_api.contract import ExitCode, ProgressPhase
 from torch import Tensor
+
+from rerail_api.contract import ExitCode, ProgressPhase
 
 from .checkpoint.save import Position
 from .checkpoint.series import Series
@@ -84,21 +85,25 @@ def update(run: Run, step: int) -> Tensor:
 
 
 def backward(run: Run, micro_batches: list[tuple[Tensor, Tensor]], tokens: int) -> Tensor:
-    """Gradients of the mean loss over all `tokens` of all ranks; gives this rank's summed loss, float32 scalar."""
+    """Gradients of the mean loss over all `tokens` of all ranks; gives this rank's summed loss,
+    float32 scalar.
+    """
     losses = torch.zeros((), device=run.meeting.device)
     for index, (inputs, targets) in enumerate(micro_batches):
         with run.layout.backward(last=index == len(micro_batches) - 1):
             loss = run.layout.loss(inputs, targets)
-            (loss * (run.layout.gradient_factor / tokens)).backward()
+            (loss * (run.layout.gradient_factor / tokens)).backward()  # type: ignore[no-untyped-call]
         losses += loss.detach()
     return losses
 
 
 def rehearse(run: Run) -> None:
-    """A forward and backward pass that changes nothing: compiles, opens connections, finds out-of-memory early."""
+    """A forward and backward pass that changes nothing: compiles, opens connections,
+    finds out-of-memory early.
+    """
     inputs, targets = run.feed.take(0)[0]
     with run.layout.backward(last=True):
-        (run.layout.loss(inputs, targets) * 0.0).backward()
+        (run.layout.loss(inputs, targets) * 0.0).backward()  # type: ignore[no-untyped-call]
     run.layout.zero_gradients()
 
 
@@ -120,9 +125,13 @@ def save(run: Run, step: int) -> bool:
 
 
 def finish(run: Run, step: int) -> ExitCode:
-    """The end of training. The result is the last checkpoint, so a run that cannot save it has not finished."""
+    """The end of training. The result is the last checkpoint,
+    so a run that cannot save it has not finished.
+    """
     if run.series is not None and run.series.committed_step != step:
-        raise TrainerExit(ExitCode.PREEMPTED_NOT_SAVED, f"all {step} steps are done, but the last could not be saved")
+        raise TrainerExit(
+            ExitCode.PREEMPTED_NOT_SAVED, f"all {step} steps are done, but the last could not be saved"
+        )
     run.reports.say(f"done: {step} steps")
     return ExitCode.DONE
 
@@ -135,7 +144,9 @@ def settle() -> None:
 
 
 class Readings:
-    """Brings what `update` measured to the host: at once on a CPU, one step later on a GPU, which never waits."""
+    """Brings what `update` measured to the host: at once on a CPU, one step later on a GPU,
+    which never waits.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -148,7 +159,7 @@ class Readings:
         if self._lag:
             host = torch.empty(measured.shape, dtype=measured.dtype, pin_memory=True)
             host.copy_(measured, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             measured = host
         self._pending.append((step, measured, event))
@@ -170,6 +181,7 @@ class Readings:
         if not finite:
             self._run.reports.metrics.add("nonfinite_total", 1)
             raise TrainerExit(
-                ExitCode.NON_FINITE, f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite, step not taken"
+                ExitCode.NON_FINITE,
+                f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite, step not taken",
             )
         self._run.reports.step(StepReport(step, loss, norm, rate, step * config.batch.tokens_per_step))

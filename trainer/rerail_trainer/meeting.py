@@ -4,9 +4,11 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from rerail_api.contract import ExitCode
 
 from .config import ParallelConfig
@@ -39,7 +41,8 @@ def meet(identity: RankIdentity, config: ParallelConfig) -> Meeting:
     if identity.world_size == 1 and config.mode == "ddp":
         return Meeting(identity, device, Control(0, 1))
     if identity.master_addr in LOOPBACK_ADDRESSES:
-        # Gloo looks up the host's name, which a container or laptop may not resolve; on loopback there is no doubt.
+        # Gloo looks up the host's name, which a container or laptop may not resolve; on loopback there is no
+        # doubt.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     where = f"{identity.master_addr}:{os.environ.get('MASTER_PORT', '')}"
     try:
@@ -60,20 +63,31 @@ def part() -> None:
             dist.destroy_process_group()
 
 
-def _start(identity: RankIdentity, config: ParallelConfig, device: torch.device) -> dist.ProcessGroup:
+def _start(identity: RankIdentity, config: ParallelConfig, device: torch.device) -> Any:
     backend = "nccl" if device.type == "cuda" else "gloo"
     patience = timedelta(seconds=config.init_seconds)
     if identity.launched:
         dist.init_process_group(
-            backend, rank=identity.rank, world_size=identity.world_size, timeout=patience, init_method="env://"
+            backend,
+            rank=identity.rank,
+            world_size=identity.world_size,
+            timeout=patience,
+            init_method="env://",
         )
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
+        dist.init_process_group(backend, store=_store_of_one(), rank=0, world_size=1, timeout=patience)
     limit = timedelta(seconds=config.step_seconds)
-    # A group by its own name, so that its timeout is that of a step and not of the start.
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=limit)
+    group: Any = dist.new_group(backend="gloo", timeout=limit)
     dist.monitored_barrier(group=group, timeout=patience)
+    # The ranks are together: from here on one collective may take as long as a step, not as long as a start.
+    dist.distributed_c10d._set_pg_timeout(limit)
     return group
+
+
+def _store_of_one() -> Any:
+    from torch.distributed import HashStore  # type: ignore[attr-defined] # there, but missing in __all__
+
+    return HashStore()
 
 
 def _device(identity: RankIdentity, config: ParallelConfig) -> torch.device:
@@ -84,7 +98,9 @@ def _device(identity: RankIdentity, config: ParallelConfig) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if identity.local_rank >= count:
-        raise BadConfig(f"local rank {identity.local_rank} finds {count} CUDA devices; start at most {count} per node")
+        raise BadConfig(
+            f"local rank {identity.local_rank} finds {count} CUDA devices; start at most {count} per node"
+        )
     device = torch.device("cuda", identity.local_rank)
     torch.cuda.set_device(device)
     return device

@@ -56,7 +56,10 @@ class Metrics:
             samples = [(labels, value) for (known, labels), value in values if known == name]
             if samples:
                 lines += [f"# HELP {PREFIX}{name} {description}", f"# TYPE {PREFIX}{name} {kind}"]
-                lines += [f"{PREFIX}{name}{'{' + labels + '}' if labels else ''} {value:.17g}" for labels, value in samples]
+                lines += [
+                    f"{PREFIX}{name}{'{' + labels + '}' if labels else ''} {value:.17g}"
+                    for labels, value in samples
+                ]
         return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,6 @@
-"""A dense decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU. Built on the meta device, filled by name."""
+"""A dense decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU. Built on the meta device,
+filled by name.
+"""
 
 import hashlib
 import math
@@ -38,7 +40,9 @@ class Attention(nn.Module):
         self.key = Matrix(config.dim, config.kv_heads * config.head_dim)
         self.value = Matrix(config.dim, config.kv_heads * config.head_dim)
         self.out = Matrix(config.heads * config.head_dim, config.dim)
-        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.query_norm = (
+            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        )
         self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -159,7 +163,9 @@ def param_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters: total, and in matrix products per token (output head in, input embedding out)."""
     attention = config.dim * config.head_dim * 2 * (config.heads + config.kv_heads)
     feed_forward = 3 * config.dim * config.ffn
-    norms = (2 * config.layers + 1) * config.dim + (2 * config.head_dim * config.layers if config.qk_norm else 0)
+    norms = (2 * config.layers + 1) * config.dim + (
+        2 * config.head_dim * config.layers if config.qk_norm else 0
+    )
     matmul = config.layers * (attention + feed_forward) + config.vocab * config.dim
     embedding = 0 if config.tie else config.vocab * config.dim
     return {"total": matmul + norms + embedding, "matmul": matmul}

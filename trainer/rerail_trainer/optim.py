@@ -27,9 +27,9 @@ class _Group:
 class AdamW:
     """Decoupled weight decay (Loshchilov and Hutter, 2019) by the fused kernel that torch.optim.AdamW uses.
 
-    Not that class itself: its first use imports the compiler, seconds of every start. The bias correction counts
-    training steps, which never skip one, so the moments are all the state there is; they exist from the start.
-    Matrices decay, vectors (norms) do not.
+    Not that class itself: its first use imports the compiler, seconds of every start. The bias correction
+    counts training steps, which never skip one, so the moments are all the state there is; they exist from
+    the start. Matrices decay, vectors (norms) do not.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
@@ -51,7 +51,9 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, count: int, rate: float, unless: Tensor) -> None:
-        """The update number `count` (from 1) with learning rate `rate`; none if the scalar `unless` is not 0."""
+        """The update number `count` (from 1) with learning rate `rate`;
+        none if the scalar `unless` is not 0.
+        """
         config = self._config
         for group in self._groups:
             if not group.owners:
@@ -88,7 +90,9 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def learning_rate(step: int, config: OptimConfig, horizon: int) -> float:
-    """Rate of step index `step` (from 0): linear warm-up, then the schedule down to min_lr_frac at `horizon`."""
+    """Rate of step index `step` (from 0): linear warm-up,
+    then the schedule down to min_lr_frac at `horizon`.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

@@ -12,9 +12,9 @@ _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  #
 
 
 def window_of(sample: NDArray[np.int64], windows: int, seed: int, shuffle: bool = True) -> NDArray[np.int64]:
-    """Window index of each global sample index; sample // windows is the epoch, and each epoch has its own order.
+    """Window index of each global sample index; sample // windows is the epoch.
 
-    Every window comes exactly once per epoch.
+    Each epoch has its own order, in which every window comes exactly once.
     """
     if windows < 1:
         raise ValueError("there is no window to choose from")
@@ -24,8 +24,12 @@ def window_of(sample: NDArray[np.int64], windows: int, seed: int, shuffle: bool 
     result = np.empty_like(places)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        result[chosen] = _permuted(places[chosen], windows, _mixed(np.uint64(seed), np.uint64(epoch)))
+        result[chosen] = _permuted(places[chosen], windows, _epoch_key(seed, int(epoch)))
     return result
+
+
+def _epoch_key(seed: int, epoch: int) -> np.uint64:
+    return np.uint64(_mixed(np.array([seed], dtype=np.uint64), np.uint64(epoch))[0])
 
 
 def _permuted(places: NDArray[np.int64], size: int, key: np.uint64) -> NDArray[np.int64]:
@@ -48,9 +52,9 @@ def _feistel(values: NDArray[np.uint64], half_bits: np.uint64, key: np.uint64) -
     return (left << half_bits) | right
 
 
-def _mixed(values: NDArray[np.uint64] | np.uint64, key: np.uint64) -> NDArray[np.uint64] | np.uint64:
+def _mixed(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
-        mixed = np.asarray(values, dtype=np.uint64) + key * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+        mixed = values + key * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
         for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * multiplier
         return mixed ^ (mixed >> np.uint64(31))

@@ -39,7 +39,9 @@ class Layout:
             parameter.grad = None
 
     def clip(self, limit: float) -> Tensor:
-        """Scales gradients down to a global norm of `limit` (0: not at all) and gives the norm before; scalar."""
+        """Scales gradients down to a global norm of `limit` (0: not at all) and gives the norm before;
+        scalar.
+        """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -1,8 +1,9 @@
-"""Data parallelism with whole replicas: gradients summed over ranks in fixed buckets, while backward still runs.
+"""Data parallelism with whole replicas: gradients summed over ranks in fixed buckets, while backward still
+runs.
 
-Not torch's DistributedDataParallel, for two reasons: constructing that one imports the compiler, which doubles the
-start-up time of every rank, and it cuts its buckets anew after the first pass, so that the order of sums, and with
-it the last bits, would differ between a run that was resumed and one that was not.
+Not torch's DistributedDataParallel, for two reasons: constructing that one imports the compiler, which
+doubles the start-up time of every rank, and it cuts its buckets anew after the first pass, so that the order
+of sums, and with it the last bits, would differ between a run that was resumed and one that was not.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ class Bucket:
 
 
 class ReplicatedGradients:
-    """Sums gradients over all ranks. Buckets start in the same order on every rank, whichever is ready first."""
+    """Sums gradients over all ranks. Buckets start in the same order on every rank,
+    whichever is ready first.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._buckets = _cut([p for p in reversed(list(model.parameters())) if p.requires_grad])
@@ -43,11 +46,13 @@ class ReplicatedGradients:
         for bucket in self._buckets:
             bucket.attach()
             for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket))  # type: ignore[no-untyped-call]
 
     @contextmanager
     def summed(self) -> Iterator[None]:
-        """The backward pass within is the last of its step: on leaving, every `.grad` is the sum over all ranks."""
+        """The backward pass within is the last of its step: on leaving,
+        every `.grad` is the sum over all ranks.
+        """
         self._next = 0
         for bucket in self._buckets:
             bucket.waiting = len(bucket.parameters)

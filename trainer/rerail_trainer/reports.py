@@ -69,7 +69,9 @@ class Reports:
         before = self._ticks[-1][0] if self._ticks else now
         self._ticks.append((now, report.tokens))
         rate = self._rate()
-        self._last.update(step=report.step, loss=report.loss, tokens=report.tokens, tokens_per_second=round(rate, 1))
+        self._last.update(
+            step=report.step, loss=report.loss, tokens=report.tokens, tokens_per_second=round(rate, 1)
+        )
         self._progress.write(ProgressPhase.TRAIN, **self._last, **(self._resumed or {}))
         self._resumed = None
         for name, value in (("step", report.step), ("loss", report.loss), ("grad_norm", report.grad_norm)):
@@ -83,7 +85,8 @@ class Reports:
             self._jsonl.write(json.dumps({**asdict(report), "time": time.time()}) + "\n")
         if report.step % self._config.metrics.every == 0 or report.step == self._config.train.steps:
             self.say(
-                f"step {report.step}/{self._config.train.steps}  loss {report.loss:.4f}  norm {report.grad_norm:.2f}"
+                f"step {report.step}/{self._config.train.steps}  loss {report.loss:.4f}"
+                f"  norm {report.grad_norm:.2f}"
                 f"  lr {report.lr:.2e}  {rate:,.0f} tok/s  saved {self._checkpoint_step}"
             )
 
@@ -102,7 +105,7 @@ class Reports:
     def save_failed(self, step: int, why: str) -> None:
         """A save of `step` failed and training goes on."""
         self.metrics.add("checkpoint_failures_total", 1)
-        self.say(f"step {step} could not be saved: {why}; training goes on from memory, saved is {self._checkpoint_step}")
+        self.say(f"step {step} could not be saved: {why}; training goes on, saved is {self._checkpoint_step}")
         self.phase(ProgressPhase.TRAIN)
 
     def _restart_clock(self) -> None:

@@ -11,7 +11,8 @@ class Shard:
     """The local part of a tensor.
 
     tensor: the memory itself, not a copy; offset: where it begins in the whole; first_replica: false where
-    another rank holds the same part and comes before this one; sharded: false for a tensor that all ranks hold.
+    another rank holds the same part and comes before this one; sharded: false for a tensor that all ranks
+    hold.
     """
 
     tensor: Tensor
@@ -42,8 +43,10 @@ def local_shard(tensor: Tensor) -> Shard:
         raise TypeError(f"{type(tensor).__name__} has a mesh but is no DTensor")
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, tensor.placements)
     coordinate = mesh.get_coordinate() or []
-    replicas = [at for at, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()]
-    local = tensor.detach().to_local()
+    replicas = [
+        at for at, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
+    ]
+    local = tensor.to_local().detach()
     if tuple(local.shape) != tuple(shape):
         raise RuntimeError(f"local part is {tuple(local.shape)}, its placement says {tuple(shape)}")
     return Shard(local, tuple(tensor.shape), tuple(offset), sharded=True, first_replica=not any(replicas))

@@ -1,8 +1,12 @@
-"""From a configuration to a run that is ready for its first step. The order here is the order of the start."""
+"""From a configuration to a run that is ready for its first step.
+
+The order here is the order of the start.
+"""
 
 from dataclasses import dataclass
 
 import torch
+
 from rerail_api.contract import ExitCode, ProgressPhase
 
 from .checkpoint.save import Observer, Training
@@ -35,13 +39,17 @@ class Circumstances:
 
 
 def run(config: Config, circumstances: Circumstances, observer: Observer | None = None) -> ExitCode:
-    """Trains to the end, a stop, or a TrainerExit; takes the process groups down where the end was orderly."""
+    """Trains to the end, a stop, or a TrainerExit;
+    takes the process groups down where the end was orderly.
+    """
     reports = Reports(config, circumstances.rank.rank == 0, circumstances.progress)
     if config.metrics.port and circumstances.rank.rank == 0:
         serve(reports.metrics, config.metrics.port)
     corpus = open_corpus(config.data)
     if config.model.vocab < corpus.vocab and config.data.source != "shards":
-        raise BadConfig(f"model.vocab={config.model.vocab} is too small for the tokenizer's {corpus.vocab} tokens")
+        raise BadConfig(
+            f"model.vocab={config.model.vocab} is too small for the tokenizer's {corpus.vocab} tokens"
+        )
     share = share_of(config, circumstances.rank.rank, circumstances.rank.world_size)
     meeting = meet(circumstances.rank, config.parallel)
     series = _series(config, meeting, circumstances.job, reports)
@@ -73,7 +81,9 @@ def _series(config: Config, meeting: Meeting, job: JobIdentity, reports: Reports
 
 
 def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
-    """Gives model and generators their values, from a checkpoint or the seed; the number of finished steps."""
+    """Gives model and generators their values, from a checkpoint or the seed;
+    the number of finished steps.
+    """
     config, rank = ready.config, ready.meeting.identity.rank
     # Some values must be there for the rehearsal; a checkpoint overwrites them.
     fill(ready.layout.model, config.run.seed)
@@ -105,7 +115,8 @@ def _introduce(ready: Run, start: Start) -> None:
     reports.metrics.set("build_info", 1, f'torch="{torch.__version__}",mode="{ready.config.parallel.mode}"')
     reports.metrics.set("checkpoint_damaged_total", len(start.set_aside))
     reports.say(
-        f"{count:,} parameters on {meeting.world_size} ranks ({ready.config.parallel.mode}, {meeting.device.type}), "
+        f"{count:,} parameters on {meeting.world_size} ranks "
+        f"({ready.config.parallel.mode}, {meeting.device.type}), "
         f"{ready.feed.windows:,} windows of {ready.config.model.seq_len} tokens, torch {torch.__version__}"
     )
     if start.loaded is None:

@@ -1,7 +1,8 @@
 """SIGTERM and SIGINT: the first asks for a save at the next step boundary, a second ends the process at once.
 
-Python runs its own handlers only between bytecodes of the main thread, which may sit in a collective that never
-returns. So a thread reads the wake-up descriptor, which the C handler writes: it can always act. Torch-free.
+Python runs its own handlers only between bytecodes of the main thread, which may sit in a collective that
+never returns. So a thread reads the wake-up descriptor, which the C handler writes: it can always act.
+Torch-free.
 """
 
 import os
@@ -37,7 +38,9 @@ class StopRequest:
         """Installs the handlers; main thread only."""
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)  # a Python handler must exist for the descriptor to be written
+            signal.signal(
+                number, lambda *_: None
+            )  # a Python handler must exist for the descriptor to be written
         threading.Thread(target=self._watch, name="stop", daemon=True).start()
 
     def training_begins(self) -> None:
@@ -55,7 +58,8 @@ class StopRequest:
     def _arrived(self, number: int) -> None:
         name = signal.Signals(number).name
         self._counts[number] += 1
-        # torchrun and shells may send SIGINT and SIGTERM for one wish: only the same one twice is a second wish.
+        # torchrun and shells may send SIGINT and SIGTERM for one wish: only the same one twice is a second
+        # wish.
         if self._counts[number] > 1:
             self._leave(ExitCode.PREEMPTED_NOT_SAVED, f"second {name}: leaving without a save")
         if not self._training:

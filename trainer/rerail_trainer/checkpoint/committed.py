@@ -1,9 +1,13 @@
-"""What is committed in a checkpoint folder: list, set aside, commit, prune. One process of the gang at a time."""
+"""What is committed in a checkpoint folder: list, set aside, commit, prune.
+
+One process of the gang at a time.
+"""
 
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..failures import Superseded
+from rerail_trainer.failures import Superseded
+
 from . import layout
 from .manifest import Manifest, decode
 from .rounds import Tenure, outdated, read_records
@@ -13,7 +17,9 @@ from .tensorfile import Damaged
 
 @dataclass(frozen=True)
 class Listing:
-    """Manifests that count, newest first; folders whose manifest is damaged; manifests that no longer count."""
+    """Manifests that count, newest first; folders whose manifest is damaged;
+    manifests that no longer count.
+    """
 
     steps: tuple[Manifest, ...]
     damaged: tuple[tuple[str, str], ...]
@@ -21,9 +27,13 @@ class Listing:
 
 
 def list_steps(storage: Storage) -> Listing:
-    """Reads every manifest. A step without one, or with a file missing or of another size, is not committed."""
+    """Reads every manifest. A step without one, or with a file missing or of another size,
+    is not committed.
+    """
     records = read_records(storage)
-    steps, damaged, beyond = [], [], []
+    steps: list[Manifest] = []
+    beyond: list[Manifest] = []
+    damaged: list[tuple[str, str]] = []
     for name in reversed(storage.names("")):
         if layout.step_of(name) is None:
             continue
@@ -47,7 +57,10 @@ def set_aside(storage: Storage, folder: str) -> str:
 
 
 def commit(storage: Storage, tenure: Tenure, work: str, manifest: Manifest) -> None:
-    """Makes the finished save `work` the committed step. Raises Superseded when a newer round has taken over."""
+    """Makes the finished save `work` the committed step.
+
+    Raises Superseded when a newer round has taken over.
+    """
     target = layout.step_folder(manifest.step)
     try:
         _clear(storage, tenure, target)
@@ -59,7 +72,8 @@ def commit(storage: Storage, tenure: Tenure, work: str, manifest: Manifest) -> N
 def superseded(tenure: Tenure, step: int) -> Superseded:
     author = tenure.author
     return Superseded(
-        f"step {step} is not saved: round {author.round} of job {author.job} is over, a newer one owns {tenure.work}"
+        f"step {step} is not saved: round {author.round} of job {author.job} is over, "
+        f"a newer one has shut {tenure.work}"
     )
 
 
@@ -102,7 +116,9 @@ def _clear(storage: Storage, tenure: Tenure, target: str) -> None:
 
 
 def _take_out(storage: Storage, tenure: Tenure, folder: str) -> str:
-    """The commit in reverse: one rename into our own work folder, which fails when a newer round has begun."""
+    """The commit in reverse: one rename into our own work folder,
+    which fails when a newer round has begun.
+    """
     taken = f"{tenure.work}/{layout.unique('pruned-' + folder)}"
     storage.rename(folder, taken)
     return taken

@@ -1,12 +1,12 @@
 """Names inside a checkpoint folder; nothing else builds or parses them.
 
-    OWNER.json                       whose folder this is
-    .rounds/00000003.json            one record per round that began here, numbered in order of beginning
-    .work/<round>/                   where that round writes; gone when a newer round has begun
-    .work/<round>/step-00001200.ab12 a save under way
-    step-00001200/MANIFEST.json      a committed checkpoint
-    step-00001200/rank-00000.*       tensors (safetensors) and host state (JSON) of one rank
-    corrupt-step-00001200.ab12       found damaged at load; kept for a person
+OWNER.json                       whose folder this is
+.rounds/00000003.json            one record per round that began here, numbered in order of beginning
+.work/<round>/                   where that round writes; gone when a newer round has begun
+.work/<round>/step-00001200.ab12 a save under way
+step-00001200/MANIFEST.json      a committed checkpoint
+step-00001200/rank-00000.*       tensors (safetensors) and host state (JSON) of one rank
+corrupt-step-00001200.ab12       found damaged at load; kept for a person
 """
 
 import re

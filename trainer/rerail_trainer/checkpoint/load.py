@@ -1,4 +1,6 @@
-"""Loading, which all ranks do together: rank 0 chooses, every rank verifies what it reads, all agree or try older."""
+"""Loading, which all ranks do together: rank 0 chooses, every rank verifies what it reads,
+all agree or try older.
+"""
 
 import errno
 import hashlib
@@ -6,14 +8,16 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
-from rerail_api.contract import ExitCode
 
-from ..control import Control
-from ..failures import TrainerExit
-from ..shards import Shard, local_shard
+from rerail_api.contract import ExitCode
+from rerail_trainer.control import Control
+from rerail_trainer.failures import TrainerExit
+from rerail_trainer.shards import Shard, local_shard
+
 from . import layout
 from .committed import list_steps, set_aside
 from .manifest import Manifest
@@ -21,7 +25,6 @@ from .save import Training
 from .state import TrainingState, named_tensors, seed_random_state, set_random_state
 from .storage import Storage
 from .tensorfile import Damaged, StoredPiece, Written, read_index, read_piece
-
 
 T = TypeVar("T")
 
@@ -37,7 +40,9 @@ class Loaded:
 class Loader:
     """Restores the newest step that can be trusted. Every method is called by all ranks together."""
 
-    def __init__(self, control: Control, storage: Storage, training: Training, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, control: Control, storage: Storage, training: Training, say: Callable[[str], None]
+    ) -> None:
         self._control, self._storage, self._training, self._say = control, storage, training, say
         self.set_aside: list[str] = []
         """Folders found damaged and renamed, newest first."""
@@ -59,7 +64,9 @@ class Loader:
             problems = [text for text in self._control.collect(problem) if text]
             if not problems:
                 return Loaded(manifest, manifest.world_size == self._control.world_size)
-            self._control.first_rank_does(lambda m=manifest, p=problems: self._reject(layout.step_folder(m.step), p[0]))
+            self._control.first_rank_does(
+                partial(self._reject, layout.step_folder(manifest.step), problems[0])
+            )
 
     def _newest(self) -> Manifest | None:
         listing = list_steps(self._storage)
@@ -80,7 +87,9 @@ class Loader:
         folder = f"{self._storage.root}/{layout.step_folder(manifest.step)}"
         if manifest.config_hash != self._training.config_hash:
             own = self._training.identity
-            keys = sorted(key for key in {*own, *manifest.identity} if own.get(key) != manifest.identity.get(key))
+            keys = sorted(
+                key for key in {*own, *manifest.identity} if own.get(key) != manifest.identity.get(key)
+            )
             changes = ", ".join(f"{key} was {manifest.identity.get(key)}, is {own.get(key)}" for key in keys)
             raise TrainerExit(ExitCode.DATA_MISMATCH, f"{folder} is of another training: {changes}")
         if manifest.data_digest != self._training.data_digest:
@@ -117,7 +126,7 @@ def read_pieces(storage: Storage, folder: str, files: tuple[Written, ...]) -> di
     for written in files:
         if written.covers == "header":
             path = f"{folder}/{written.name}"
-            for piece in _trusting(path, lambda w=written: read_index(storage, folder, w)):
+            for piece in _trusting(path, partial(read_index, storage, folder, written)):
                 stored[piece.name].append(piece)
     return dict(stored)
 
@@ -128,7 +137,9 @@ def fill_shard(storage: Storage, shard: Shard, pieces: list[StoredPiece]) -> Non
     filled = 0
     for piece in pieces:
         if piece.shape != shard.shape:
-            raise TrainerExit(ExitCode.DATA_MISMATCH, f"{piece.name} is {piece.shape}, the model wants {shard.shape}")
+            raise TrainerExit(
+                ExitCode.DATA_MISMATCH, f"{piece.name} is {piece.shape}, the model wants {shard.shape}"
+            )
         own, theirs = [], []
         for begin, size, at, length in zip(
             shard.offset, shard.tensor.shape, piece.offset, piece.sizes, strict=True
@@ -138,7 +149,7 @@ def fill_shard(storage: Storage, shard: Shard, pieces: list[StoredPiece]) -> Non
             theirs.append(slice(low - at, high - at))
         if any(part.stop <= part.start for part in own):
             continue
-        values = _trusting(piece.path, lambda p=piece: read_piece(storage, p))[tuple(theirs)]
+        values = _trusting(piece.path, partial(read_piece, storage, piece))[tuple(theirs)]
         shard.tensor[tuple(own)].copy_(values)
         filled += values.numel()
     if filled != shard.tensor.numel():
@@ -146,7 +157,9 @@ def fill_shard(storage: Storage, shard: Shard, pieces: list[StoredPiece]) -> Non
 
 
 def _trusting(path: str, read: Callable[[], T]) -> T:
-    """What `read` gives; a file that has gone or a disk that cannot read it counts as damage, all else does not."""
+    """What `read` gives; a file that has gone or a disk that cannot read it counts as damage,
+    all else does not.
+    """
     try:
         return read()
     except OSError as error:

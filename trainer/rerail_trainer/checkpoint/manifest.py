@@ -1,4 +1,6 @@
-"""The manifest: the file whose presence is the checkpoint. It lists every file, and seals itself with a digest."""
+"""The manifest: the file whose presence is the checkpoint. It lists every file,
+and seals itself with a digest.
+"""
 
 import hashlib
 import json
@@ -6,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rerail_api.contract import ExitCode
+from rerail_trainer.config import canonical_json
+from rerail_trainer.failures import TrainerExit
 
-from ..config import canonical_json
-from ..failures import TrainerExit
 from .tensorfile import Damaged, Written
 
 FORMAT = 1
@@ -26,7 +28,9 @@ class Author:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One committed step. `step` counts finished optimizer steps; `sample_index` is the next sample to take."""
+    """One committed step. `step` counts finished optimizer steps;
+    `sample_index` is the next sample to take.
+    """
 
     step: int
     tokens: int
@@ -47,7 +51,9 @@ class Manifest:
 
 
 def decode(path: str, data: bytes) -> Manifest:
-    """Raises Damaged when `data` is not exactly what `encode` gave; TrainerExit for a form that is not known."""
+    """Raises Damaged when `data` is not exactly what `encode` gave;
+    TrainerExit for a form that is not known.
+    """
     body = unseal(path, data)
     if body.get("format") != FORMAT:
         message = f"{path} has form {body.get('format')}, this trainer reads form {FORMAT}"

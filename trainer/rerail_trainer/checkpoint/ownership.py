@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..environment import LOCAL_JOB, JobIdentity
-from ..failures import BadConfig, Superseded
+from rerail_trainer.environment import LOCAL_JOB, JobIdentity
+from rerail_trainer.failures import BadConfig, Superseded
+
 from .layout import OWNER
 from .manifest import seal, unseal
 from .storage import Storage
@@ -24,7 +25,9 @@ RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
 
 @dataclass(frozen=True)
 class Owner:
-    """The record: who, in which round, in what state, and which process, so that the same host can look it up."""
+    """The record: who, in which round, in what state, and which process,
+    so that the same host can look it up.
+    """
 
     job: str
     uid: str
@@ -46,11 +49,13 @@ def write_owner(storage: Storage, identity: JobIdentity, round_: int, state: str
     storage.replace(OWNER, seal(asdict(owner)))
 
 
-def refuse_unless_free(storage: Storage, identity: JobIdentity, take_over: str, lease_seconds: float) -> Owner | None:
+def refuse_unless_free(
+    storage: Storage, identity: JobIdentity, take_over: str, lease_seconds: float
+) -> Owner | None:
     """The owner before us, if any. Raises BadConfig that names a foreign owner, Superseded for a newer round.
 
-    Kubernetes names are unique, so another UID under our own name is a job that has been deleted: its folder is
-    ours as soon as nothing of it is alive. A local run has nobody who would resume it: the same holds.
+    Kubernetes names are unique, so another UID under our own name is a job that has been deleted: its folder
+    is ours as soon as nothing of it is alive. A local run has nobody who would resume it: the same holds.
     """
     owner = read_owner(storage)
     if owner is None:
@@ -59,13 +64,17 @@ def refuse_unless_free(storage: Storage, identity: JobIdentity, take_over: str, 
         if identity.round is not None and owner.round > identity.round:
             raise Superseded(f"round {identity.round} of {identity} is over: round {owner.round} has begun")
         if owner.uid == LOCAL_JOB and is_live(storage, owner, lease_seconds):
-            raise BadConfig(f"{storage.root} is in use by another local run, process {owner.process.get('pid')}")
+            raise BadConfig(
+                f"{storage.root} is in use by another local run, process {owner.process.get('pid')}"
+            )
         return owner
     if owner.state == FINISHED:
         return owner
     name = f"job {owner.job} (uid {owner.uid})"
     if is_live(storage, owner, lease_seconds):
-        raise BadConfig(f"{storage.root} is in use by {name}, round {owner.round}; give this job another folder")
+        raise BadConfig(
+            f"{storage.root} is in use by {name}, round {owner.round}; give this job another folder"
+        )
     if owner.job in (identity.job, take_over) or owner.uid == LOCAL_JOB:
         return owner
     raise BadConfig(
@@ -81,7 +90,8 @@ def still_ours(storage: Storage, identity: JobIdentity, round_: int) -> bool:
 
 
 def is_live(storage: Storage, owner: Owner, lease_seconds: float) -> bool:
-    """Whether a process of the owner is alive: looked up on the same host, else its record is watched for a lease.
+    """Whether a process of the owner is alive: looked up on the same host, else its record is watched for a
+    lease.
 
     Only the storage's own clock is used, and only to see it move: hosts may disagree about the time.
     """

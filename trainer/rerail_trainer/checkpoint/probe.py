@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..failures import BadConfig
+from rerail_trainer.failures import BadConfig
+
 from . import layout
 from .storage import Storage
 
@@ -44,7 +45,9 @@ def open_root(path: str) -> None:
 
 
 def sees(storage: Storage, path: str) -> bool:
-    """Whether this host sees `path`, which another host has just made, within the time a shared folder may take."""
+    """Whether this host sees `path`, which another host has just made,
+    within the time a shared folder may take.
+    """
     deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
     while not storage.names(path):
         if time.monotonic() > deadline:
@@ -61,5 +64,6 @@ def _cannot(what: str, path: str, error: OSError) -> str:
         owner = f" (owned by uid {status.st_uid}, gid {status.st_gid}, mode {status.st_mode & 0o7777:o})"
     return (
         f"cannot {what} the checkpoint folder {path}{owner} as uid {uid}, gid {gid}: {error.strerror}; "
-        f"in a pod set securityContext.fsGroup to a group that may write there, for example fsGroup: {gid or 1000}"
+        f"in a pod set securityContext.fsGroup to a group that may write there, "
+        f"for example fsGroup: {gid or 1000}"
     )

@@ -1,16 +1,17 @@
 """Which round may write: the fence that makes a left-over process of an older round harmless.
 
-Every save happens in .work/<round>/, which only this module makes and nobody makes again. A new round renames the
-older ones aside *before* it lists what is committed, so an older round's rename comes either before that listing,
-and counts, or fails because its source is gone.
+Every save happens in .work/<round>/, which only this module makes and nobody makes again. A new round
+renames the older ones aside *before* it lists what is committed, so an older round's rename comes either
+before that listing, and counts, or fails because its source is gone.
 """
 
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from ..environment import LOCAL_JOB, JobIdentity
-from ..failures import Superseded
+from rerail_trainer.environment import LOCAL_JOB, JobIdentity
+from rerail_trainer.failures import Superseded
+
 from . import layout
 from .manifest import Author, seal, unseal
 from .ownership import RUNNING, Owner, refuse_unless_free, write_owner
@@ -22,7 +23,9 @@ _ASIDE = "aside-"
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round that began in this folder. `sequence` orders all rounds of all jobs; `resumed_from` is a step."""
+    """One round that began in this folder. `sequence` orders all rounds of all jobs;
+    `resumed_from` is a step.
+    """
 
     sequence: int
     job: str
@@ -48,7 +51,8 @@ class Tenure:
 
 
 def begin(storage: Storage, identity: JobIdentity, take_over: str, lease_seconds: float) -> Tenure:
-    """Claims the folder for this round and shuts all older rounds out; one process of the gang calls it, once.
+    """Claims the folder for this round and shuts all older rounds out; one process of the gang calls it,
+    once.
 
     Raises BadConfig for a foreign owner, Superseded when a newer round is already there.
     """
@@ -89,7 +93,9 @@ def read_records(storage: Storage) -> list[RoundRecord]:
 
 
 def outdated(author: Author, step: int, records: list[RoundRecord]) -> bool:
-    """Whether a later round went on from an earlier step than this: then the training never passed through it."""
+    """Whether a later round went on from an earlier step than this:
+    then the training never passed through it.
+    """
     return any(record.sequence > author.sequence and record.resumed_from < step for record in records)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..control import Control
+from rerail_trainer.control import Control
+
 from . import layout
 from .committed import commit, prune, superseded
 from .manifest import Manifest
@@ -129,7 +130,9 @@ class Saver:
         results = self._control.collect((files, failure))
         self.observer(SavePoint.ALL_RANKS_WRITTEN, step)
         failures = [text for _, text in results if text]
-        if failures and not self._control.first_rank_does(lambda: bool(self._storage.names(self._tenure.work))):
+        if failures and not self._control.first_rank_does(
+            lambda: bool(self._storage.names(self._tenure.work))
+        ):
             raise superseded(self._tenure, step)
         return [written for own, _ in results for written in own], failures[0] if failures else ""
 
@@ -189,5 +192,3 @@ def write_rank_files(
 def _spoken(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     return f"{error.strerror or error}{where}"
-
-

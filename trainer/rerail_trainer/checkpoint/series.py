@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from rerail_api.contract import ExitCode
+from rerail_trainer.config import CheckpointConfig
+from rerail_trainer.control import Control
+from rerail_trainer.environment import JobIdentity
+from rerail_trainer.failures import BadConfig, TrainerExit
 
-from ..config import CheckpointConfig
-from ..control import Control
-from ..environment import JobIdentity
-from ..failures import BadConfig, TrainerExit
 from . import layout, ownership, rounds
 from .load import Loaded, Loader
 from .probe import open_root, probe, sees
@@ -47,7 +47,9 @@ class Start:
 class Series:
     """Holds the folder for this round. Every method is called by all ranks together."""
 
-    def __init__(self, control: Control, storage: Storage, tenure: rounds.Tenure, identity: JobIdentity) -> None:
+    def __init__(
+        self, control: Control, storage: Storage, tenure: rounds.Tenure, identity: JobIdentity
+    ) -> None:
         self._control, self._storage, self._tenure, self._identity = control, storage, tenure, identity
         self.say: Say = lambda text: None
         self._saver: Saver | None = None
@@ -83,7 +85,8 @@ class Series:
         """Commits a step and lets old ones go; an outcome that failed leaves everything as it was."""
         if not self._control.first_rank_does(self._still_ours):
             raise TrainerExit(
-                ExitCode.RETRY_IN_PLACE, f"{self._storage.root} was claimed by another job or a newer round: not saved"
+                ExitCode.RETRY_IN_PLACE,
+                f"{self._storage.root} was claimed by another job or a newer round: not saved",
             )
         outcome = self._opened().save(position, state)
         if outcome.committed:
@@ -117,11 +120,14 @@ class Series:
         if start.loaded is None:
             raise TrainerExit(
                 ExitCode.NO_CHECKPOINT,
-                f"step {least} was committed before, but {self._storage.root} holds no step that can be read: "
+                f"step {least} was committed before, but {self._storage.root} holds none "
+                "that can be read: "
                 "is the right volume mounted? To begin again from step 0, set checkpoint.resume=never",
             )
         if self._control.first:
-            self.say(f"step {least} was committed before, but step {start.step} is the newest that can be read here")
+            self.say(
+                f"step {least} was committed before, but {start.step} is the newest that can be read here"
+            )
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(ownership.BEAT_SECONDS):
@@ -130,8 +136,11 @@ class Series:
                     self._storage.beat(layout.OWNER)
 
 
-def open_series(config: CheckpointConfig, control: Control, identity: JobIdentity, first_of_node: bool) -> Series:
-    """Probes and claims the folder for the round of `identity`; the first rank of each node checks that it sees the same one.
+def open_series(
+    config: CheckpointConfig, control: Control, identity: JobIdentity, first_of_node: bool
+) -> Series:
+    """Probes and claims the folder for the round of `identity`; the first rank of each node checks that it
+    sees the same one.
 
     Raises BadConfig for a folder that cannot be used or is another's, Superseded for a newer round.
     """
@@ -150,10 +159,10 @@ def open_series(config: CheckpointConfig, control: Control, identity: JobIdentit
     ]
     if missing:
         raise BadConfig(
-            f"{storage.root} is not one folder for all nodes: rank {missing[0]} does not see what rank 0 wrote; "
+            f"{storage.root} is not one folder for all nodes: rank {missing[0]} does not see "
+            "what rank 0 wrote; "
             "use a volume that all pods share (ReadWriteMany)"
         )
     if control.first:
         threading.Thread(target=rounds.sweep, args=(storage, identity.uid), name="sweep", daemon=True).start()
     return Series(control, storage, tenure, identity)
-

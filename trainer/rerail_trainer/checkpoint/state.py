@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..optim import AdamW
-from ..shards import Shard, local_shard
+from rerail_trainer.optim import AdamW
+from rerail_trainer.shards import Shard, local_shard
+
 from .tensorfile import Piece
 
 MODEL, OPTIMIZER = "model.", "optim."
@@ -35,7 +36,9 @@ class Snapshot:
 
 
 def capture(state: TrainingState, rank: int, world_size: int) -> Snapshot:
-    """Copies this rank's part. What all ranks hold is written by one of them, chosen to even out the bytes."""
+    """Copies this rank's part. What all ranks hold is written by one of them,
+    chosen to even out the bytes.
+    """
     shards = [(name, local_shard(tensor)) for name, tensor in named_tensors(state)]
     writers = _writers([(name, shard) for name, shard in shards if not shard.sharded], world_size)
     pieces = [

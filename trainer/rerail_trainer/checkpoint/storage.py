@@ -9,7 +9,9 @@ from typing import Protocol
 
 
 class Storage(Protocol):
-    """Paths are relative to the root, with "/" between parts. Failures are OSError, as the system names them."""
+    """Paths are relative to the root, with "/" between parts. Failures are OSError,
+    as the system names them.
+    """
 
     root: str
 
@@ -100,7 +102,8 @@ class PosixStorage:
         self._sync_folder(self._at(source))
         os.rename(self._at(source), self._at(target))
         for folder in {os.path.dirname(self._at(source)), os.path.dirname(self._at(target))}:
-            # A newer round may have taken the source's folder away by now; the rename has happened all the same.
+            # A newer round may have taken the source's folder away by now; the rename has happened all the
+            # same.
             with suppress(FileNotFoundError):
                 self._sync_folder(folder)
 

@@ -1,8 +1,8 @@
 """Tensors of one rank in one file of the safetensors form, whose header carries the digest of every piece.
 
 The form: 8 bytes little-endian header length, a JSON header, then the raw bytes. Which part of which tensor a
-piece is, and its SHA-256, stand in the header's metadata under "pieces". The header's own digest stands in the
-manifest, so manifest -> header -> piece is a chain, and reading one piece verifies that piece alone.
+piece is, and its SHA-256, stand in the header's metadata under "pieces". The header's own digest stands in
+the manifest, so manifest -> header -> piece is a chain, and reading one piece verifies that piece alone.
 """
 
 import hashlib
@@ -72,7 +72,9 @@ class StoredPiece:
 
 @dataclass(frozen=True)
 class Written:
-    """What the manifest says of a file; `covers` tells whether the digest is of all bytes or of the header."""
+    """What the manifest says of a file;
+    `covers` tells whether the digest is of all bytes or of the header.
+    """
 
     name: str
     size: int
@@ -155,4 +157,4 @@ def _stream(header: bytes, views: Sequence[memoryview]) -> Iterator[bytes | memo
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
