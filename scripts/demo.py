@@ -1,7 +1,7 @@
 """From a fresh machine to a training job that survives a killed rank: checks, sets up `.venv`, runs the demo.
 
-`python3 scripts/demo.py [--setup-only] [further options of rerail run]`. Standard library only, and readable by
-old Pythons far enough to say which one is needed. Environment:
+`python3 scripts/demo.py [--setup-only] [further options of rerail run]`. Standard library only, and readable
+by old Pythons far enough to say which one is needed. Environment:
 
 TORCH_INDEX           package index for torch (a CPU build is 25 times smaller than PyPI's Linux build)
 RERAIL_TORCH_BACKEND  for uv, if uv is installed: cpu, auto, cu130, ...
@@ -37,7 +37,7 @@ class CannotSetUp(Exception):
 
 
 def say(text):
-    sys.stdout.write("demo: {}\n".format(text))
+    sys.stdout.write(f"demo: {text}\n")
     sys.stdout.flush()
 
 
@@ -48,7 +48,7 @@ def main(arguments):
         require_python()
         python = set_up()
     except CannotSetUp as problem:
-        sys.stderr.write("demo: {}\n".format(problem))
+        sys.stderr.write(f"demo: {problem}\n")
         return 1
     except subprocess.CalledProcessError as failure:
         sys.stderr.write("demo: this command failed: {}\n".format(" ".join(map(str, failure.cmd))))
@@ -62,7 +62,7 @@ def main(arguments):
     return run_demo(python, further)
 
 
-# -- checks ---------------------------------------------------------------------------------------------------
+# -- checks
 
 
 def require_python():
@@ -72,13 +72,12 @@ def require_python():
     for name in NEWER_PYTHONS:
         found = shutil.which(name)
         if found:
-            os.execv(found, [found] + sys.argv)
+            os.execv(found, [found, *sys.argv])
     wanted = ".".join(map(str, MIN_PYTHON))
     raise CannotSetUp(
-        "Python {} or newer is needed, this is {}. Debian, Ubuntu: sudo apt install python3.12 python3.12-venv; "
-        "Fedora: sudo dnf install python3.12; macOS: brew install python@3.12".format(
-            wanted, ".".join(map(str, sys.version_info[:3]))
-        )
+        f"Python {wanted} or newer is needed, this is {sys.version.split()[0]}. "
+        "Debian, Ubuntu: sudo apt install python3.12 python3.12-venv; "
+        "Fedora: sudo dnf install python3.12; macOS: brew install python@3.12"
     )
 
 
@@ -90,22 +89,21 @@ def require_venv():
         version = "{}.{}".format(*sys.version_info[:2])
         raise CannotSetUp(
             "this Python cannot make environments (module venv or ensurepip is missing). "
-            "Debian, Ubuntu: sudo apt install python{}-venv".format(version)
-        )
+            f"Debian, Ubuntu: sudo apt install python{version}-venv"
+        ) from None
 
 
 def require_disk(gigabytes):
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < gigabytes:
         raise CannotSetUp(
-            "{} GB of disk are needed below {}, {:.1f} GB are free. See what takes it: df -h {}; "
-            "a CPU build of torch needs far less: TORCH_INDEX=<its package index> make demo".format(
-                gigabytes, ROOT, free, ROOT
-            )
+            f"{gigabytes} GB of disk are needed below {ROOT}, {free:.1f} GB are free. "
+            f"See what takes it: df -h {ROOT}; "
+            "a CPU build of torch needs far less: TORCH_INDEX=<its package index> make demo"
         )
 
 
-# -- set-up ---------------------------------------------------------------------------------------------------
+# -- set-up
 
 
 def set_up():
@@ -128,14 +126,14 @@ def set_up():
     say("installing rerail and what `rerail run` needs (about 30 MB)")
     install(python, uv, ["-e", ROOT + "[local]"])
     if not torch_home(python):
-        raise CannotSetUp("torch does not load in {}; remove that folder and try again".format(folder))
+        raise CannotSetUp(f"torch does not load in {folder}; remove that folder and try again")
     with open(stamp, "w") as file:
         file.write(wanted)
     return python
 
 
 def make_environment(folder, own_torch):
-    say("making {}".format(os.path.relpath(folder, ROOT)))
+    say(f"making {os.path.relpath(folder, ROOT)}")
     command = [sys.executable, "-m", "venv", folder]
     in_venv = sys.prefix != sys.base_prefix
     if own_torch and not in_venv:
@@ -145,7 +143,7 @@ def make_environment(folder, own_torch):
         command += ["--system-site-packages"] if own_torch and not in_venv else []
     subprocess.run(command, check=True)
     if own_torch and in_venv:
-        # An environment made from an environment sees only the base's packages: name the folder that holds torch.
+        # An environment made from an environment sees the base's packages only: name torch's folder.
         site = glob.glob(os.path.join(folder, "lib", "python3*", "site-packages"))[0]
         with open(os.path.join(site, "rerail-own-torch.pth"), "w") as file:
             file.write(own_torch + "\n")
@@ -155,13 +153,13 @@ def install_torch(python, uv):
     index = os.environ.get("TORCH_INDEX")
     backend = os.environ.get("RERAIL_TORCH_BACKEND")
     size = "about 5.3 GB with CUDA" if sys.platform == "linux" and not index and not backend else "up to 1 GB"
-    say("installing torch ({} on disk; once)".format(size))
+    say(f"installing torch ({size} on disk; once)")
     if size.startswith("about"):
         say("smaller: TORCH_INDEX=<package index with CPU builds>, or with uv RERAIL_TORCH_BACKEND=cpu")
     options = ["--index-url", index] if index else []
     if uv and backend:
         options += ["--torch-backend", backend]
-    install(python, uv, options + ["torch>=" + ".".join(map(str, MIN_TORCH))])
+    install(python, uv, [*options, "torch>=" + ".".join(map(str, MIN_TORCH))])
     install(python, uv, ["numpy>=1.26"])
 
 
@@ -176,8 +174,12 @@ def install(python, uv, words):
 
 def torch_home(python):
     """The folder that holds an interpreter's own torch, if it has one that is new enough; else ""."""
-    probe = [python, "-c", TORCH_PROBE.format(MIN_TORCH)]
-    found = subprocess.run(probe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tempfile.gettempdir())
+    found = subprocess.run(
+        [python, "-c", TORCH_PROBE.format(MIN_TORCH)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=tempfile.gettempdir(),
+    )
     return found.stdout.decode().strip() if found.returncode == 0 else ""
 
 
@@ -200,14 +202,14 @@ def read(path):
         return ""
 
 
-# -- the demo -------------------------------------------------------------------------------------------------
+# -- the demo
 
 
 def run_demo(python, further):
     """Run it, then look at its report: 0 only if the job completed and the loss fell."""
     with tempfile.TemporaryDirectory(prefix="rerail-demo-") as folder:
         report = os.path.join(folder, "report.json")
-        command = [python, "-m", "rerail_operator.shell.cli", "run"] + DEMO + ["--report", report] + further
+        command = [python, "-m", "rerail_operator.shell.cli", "run", *DEMO, "--report", report, *further]
         code = run_to_the_end(command)
         return code if code != 0 else verdict(report)
 
@@ -229,7 +231,7 @@ def verdict(path):
         report = json.load(file)
     first, last = report["firstLoss"], report["lastLoss"]
     if report["phase"] == "Complete" and first is not None and last is not None and last < first:
-        say("the job completed, and the loss fell from {:.3f} to {:.3f}".format(first, last))
+        say(f"the job completed, and the loss fell from {first:.3f} to {last:.3f}")
         return 0
     sys.stderr.write("demo: phase {}, loss {} -> {}\n".format(report["phase"], first, last))
     return 1

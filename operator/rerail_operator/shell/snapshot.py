@@ -1,7 +1,7 @@
 """A world as a file: what `rerail run --snapshot` writes and `rerail explain` reads.
 
-`{job, pods, nodes, agents, now, operator}`: job, pods and nodes as the API server shows them, agents by pod UID
-in the words of `core.world.Agent`; `operator` holds what an operator knows besides and may be left out.
+`{job, pods, nodes, agents, now, operator}`: job, pods and nodes as the API server shows them, agents by pod
+UID in the words of `core.world.Agent`; `operator` holds what an operator knows besides and may be left out.
 """
 
 import json
@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 import yaml
+
 from rerail_api.base import rfc3339
 from rerail_api.status import ConditionType
 from rerail_api.v1alpha1 import InvalidJob, TrainingJob, parse_job
-
 from rerail_operator.core.admission import Queued, plan_admissions
 from rerail_operator.core.placement import gang_request
 from rerail_operator.core.waiting import avoided

@@ -3,9 +3,6 @@
 import os
 import signal
 from dataclasses import dataclass
-from datetime import datetime
-
-from rerail_api.base import rfc3339
 
 from rerail_operator.shell.cluster import Kind, NotFound, Object
 from rerail_operator.shell.local import processes
@@ -22,13 +19,13 @@ class Saboteur:
     kubelet: ProcessKubelet
     gang: Gang
 
-    async def do(self, fault: Fault, now: datetime) -> str:
+    async def do(self, fault: Fault) -> str:
         """Carry it out; what was done, in words, or "" where its target does not run just now."""
         match fault.kind:
             case FaultKind.KILL:
                 return self._kill(fault.target)
             case FaultKind.STOP:
-                return await self._stop(fault.target, now)
+                return await self._stop(fault.target)
             case FaultKind.LOSE:
                 return await self._lose(fault.target)
 
@@ -43,16 +40,15 @@ class Saboteur:
             return ""
         return f"SIGKILL sent to rank {rank} (pid {pid})"
 
-    async def _stop(self, node_rank: int, now: datetime) -> str:
-        """An eviction, as `kubectl drain` asks for it: marked as a disruption, then deleted gracefully."""
+    async def _stop(self, node_rank: int) -> str:
+        """A deletion, as `kubectl delete pod` asks for it: SIGTERM, then the pod's grace."""
         uid = self.kubelet.pod_of(node_rank)
         pod = await self._pod(uid) if uid else None
         if uid is None or pod is None:
             return ""
-        self.cluster.set_pod_status(uid, {"conditions": [_evicted(rfc3339(now))]})
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
         await self.cluster.delete(Kind.POD, namespace, name, uid=uid)
-        return f"pod {name} of node rank {node_rank} evicted: SIGTERM, then its grace"
+        return f"pod {name} of node rank {node_rank} deleted: SIGTERM, then its grace"
 
     async def _lose(self, node_rank: int) -> str:
         node = self.kubelet.node_of(node_rank)
@@ -67,13 +63,3 @@ class Saboteur:
         except NotFound:
             return None
         return next((pod for pod in listing.items if pod["metadata"]["uid"] == uid), None)
-
-
-def _evicted(now: str) -> Object:
-    return {
-        "type": "DisruptionTarget",
-        "status": "True",
-        "reason": "EvictionByEvictionAPI",
-        "message": "Eviction API: evicting",
-        "lastTransitionTime": now,
-    }

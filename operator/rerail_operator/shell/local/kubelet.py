@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rerail_api.base import rfc3339
 from rerail_api.contract import LABEL_NODE_RANK
-
 from rerail_operator.shell.clock import Clock
 from rerail_operator.shell.cluster import Change, Expired, Kind, NotFound, Object
 from rerail_operator.shell.local import podstatus, processes

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 
 from rerail_agent.bundle import build
-
 from rerail_operator.core.manifests import Endpoint
 from rerail_operator.core.plan import Plan
 from rerail_operator.core.world import World

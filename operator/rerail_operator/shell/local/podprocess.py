@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from rerail_api.contract import LOG_LINES, Env
-
 from rerail_operator.shell.clock import Clock
 from rerail_operator.shell.local import podstatus, processes
 from rerail_operator.shell.local.podspec import Start

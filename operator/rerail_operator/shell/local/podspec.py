@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rerail_api.contract import AGENT_MOUNT, LABEL_NODE_RANK, RESERVED_ENV, TRAINER_CONTAINER, Env
-
 from rerail_operator.shell.cluster import Object
 
 LOOPBACK = "127.0.0.1"

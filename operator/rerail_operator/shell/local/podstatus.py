@@ -6,7 +6,6 @@ from datetime import datetime
 
 from rerail_api.base import rfc3339
 from rerail_api.contract import TRAINER_CONTAINER
-
 from rerail_operator.shell.cluster import Object
 from rerail_operator.shell.local.podspec import LOOPBACK
 

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from rerail_api.v1alpha1 import Phase, parse_job
-
 from rerail_operator.shell.clock import SystemClock
 from rerail_operator.shell.cluster import Kind
 from rerail_operator.shell.console import Console

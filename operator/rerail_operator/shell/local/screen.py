@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-from rerail_api.v1alpha1 import Phase
 from rich import box
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
@@ -12,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rerail_api.v1alpha1 import Phase
 from rerail_operator.shell.console import Console
 from rerail_operator.shell.local.view import View
 
@@ -143,7 +143,7 @@ def figures(view: View) -> list[str]:
     parts = [f"step {view.step}{total}"]
     if view.loss is not None:
         parts.append(f"loss {view.loss:.4f}")
-    if view.tokens_per_second is not None:
+    if view.tokens_per_second:
         parts.append(f"{view.tokens_per_second:,.0f} tokens/s")
     checkpoint = view.progress.checkpoint_step
     if checkpoint is not None:

@@ -7,7 +7,6 @@ from enum import IntEnum
 from typing import Protocol
 
 from rerail_api.v1alpha1 import ConditionType, Phase, parse_job
-
 from rerail_operator.shell.clock import Clock
 from rerail_operator.shell.cluster import Change, Expired, Kind, NotFound, Object
 from rerail_operator.shell.coordinator import Coordinator
@@ -116,7 +115,7 @@ class Session:
         if self.view.job.status.phase is not Phase.RUNNING:
             return
         for fault in self.schedule.due(self.view.step):
-            done = await self.saboteur.do(fault, self.parts.clock.now())
+            done = await self.saboteur.do(fault)
             if not done:
                 self.schedule.waiting.append(fault)  # its target does not run just now: next time
                 continue

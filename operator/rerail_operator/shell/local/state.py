@@ -16,7 +16,6 @@ from typing import Any
 
 from rerail_api.base import rfc3339
 from rerail_api.v1alpha1 import InvalidJob, parse_job
-
 from rerail_operator.shell.cluster import Object
 
 PLACEMENT_FIELDS = ("nodeSelector", "affinity", "topologySpreadConstraints", "runtimeClassName")

@@ -5,11 +5,12 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rerail_api.contract import ProgressPhase
 from rerail_api.v1alpha1 import TrainingJob
-
 from rerail_operator.core.world import Agent, Progress
 
 LOG_TAIL = 8
+BEFORE_STEPS = (ProgressPhase.INIT.value, ProgressPhase.COMPILE.value)
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -33,7 +34,7 @@ class View:
     def agents_seen(self, agents: Mapping[str, Agent], now: float) -> None:
         """Take over the furthest progress of this round that an agent reports; `now` is monotonic."""
         current = [a.progress for a in agents.values() if a.progress and a.round == self.job.status.round]
-        stepping = [progress for progress in current if progress.step is not None]
+        stepping = [p for p in current if p.step is not None and p.phase not in BEFORE_STEPS]
         if stepping:
             self.progress = max(stepping, key=lambda progress: progress.step or 0)
             self._pace.step(self.job.status.round, self.progress.step or 0, now)
