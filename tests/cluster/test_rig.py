@@ -1,4 +1,4 @@
-"""The rig itself: what it promises to every test that stands on it."""
+"""The rig: binaries, control plane and pretended nodes, and what it promises about them."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,39 +17,14 @@ from tests.cluster.rig import (
     ControlPlane,
     Options,
     RigError,
-    archive,
     binaries,
+    ground,
     paths,
     until,
     versions,
 )
-from tests.cluster.rig.nodes import RealNodes, command_line
-
-PROBE = "rerail.dev/probe:1"
-
-
-def pod(name: str, node: str = "", **spec: Any) -> dict[str, Any]:
-    container = {
-        "name": "probe",
-        "image": PROBE,
-        "imagePullPolicy": "Never",
-        "args": ["serve", ":8080"],
-        "resources": {"limits": {"nvidia.com/gpu": "8"}},
-        **spec.pop("container", {}),
-    }
-    if node:
-        spec["nodeSelector"] = {"kubernetes.io/hostname": node}
-    body = {"containers": [container], "terminationGracePeriodSeconds": 0, "restartPolicy": "Never", **spec}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": body}
-
-
-def phase(cluster: ControlPlane, name: str) -> str:
-    return str(cluster.get("pod", name)["status"].get("phase"))
-
-
-def await_phase(cluster: ControlPlane, name: str, wanted: str, seconds: float = 60) -> None:
-    cluster.wait(f"pod {name} is {wanted}", lambda: phase(cluster, name) == wanted, seconds)
-
+from tests.cluster.rig.nodes import command_line
+from tests.cluster.rig_pods import await_phase, phase, pod
 
 # ---- without a cluster ---------------------------------------------------------------------------
 
@@ -89,6 +63,19 @@ def test_without_go_it_says_what_is_missing(tmp_path: Path) -> None:
     done = subprocess.run(argv, cwd=paths.CHECKOUT, env=environment, capture_output=True, text=True)
     assert done.returncode == 3
     assert "Go 1.26 or newer is needed" in done.stderr
+
+
+def test_a_kubelet_of_somebody_else_is_seen_and_one_of_a_rig_is_not(tmp_path: Path) -> None:
+    def runs(pid: int, executable: Path) -> None:
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "exe").symlink_to(executable)
+
+    runs(10, binaries.location("kubelet"))
+    runs(11, Path("/usr/bin/python3"))
+    (tmp_path / "12").mkdir()  # a kernel thread has no program
+    assert ground.foreign_nodes(tmp_path) is None
+    runs(13, Path("/usr/bin/kubelet"))
+    assert ground.foreign_nodes(tmp_path) == "kubelet (process 13)"
 
 
 @pytest.mark.controlplane
@@ -256,128 +243,3 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
         owner.wait()
     until(lambda: not any(command_line(pid) for pid in pids), 30, "all components are gone")
     until(lambda: not Path(folder).exists(), 30, "the folder is gone")
-
-
-# ---- real nodes ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with ControlPlane(Options(isolated=True, node_grace_seconds=20)) as cluster:
-        nodes = cluster.real_nodes(2, gpus=8)
-        image = tmp_path_factory.mktemp("probe") / "probe.tar"
-        archive.write(image, PROBE, {"/probe": binaries.ensure(["probe"])["probe"]}, ["/probe"])
-        nodes.import_image(image)
-        yield cluster
-
-
-def real_nodes(cluster: ControlPlane) -> RealNodes:
-    assert cluster.nodes is not None
-    return cluster.nodes
-
-
-@pytest.fixture
-def pair(real: ControlPlane) -> Iterator[list[str]]:
-    """Two running pods, one on each node."""
-    volumes = [{"name": "shared", "hostPath": {"path": RealNodes.shared, "type": "Directory"}}]
-    mounts = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
-    names = [f"pair-{node}" for node in real_nodes(real).names]
-    real.apply(*(pod(name, name.removeprefix("pair-"), container=mounts, volumes=volumes) for name in names))
-    for name in names:
-        await_phase(real, name, "Running")
-    yield names
-    real.kubectl("delete", "pod", *names, "--force", "--ignore-not-found")
-
-
-@pytest.mark.realnodes
-class TestRealNodes:
-    def test_pods_on_two_nodes_reach_each_other(self, real: ControlPlane, pair: list[str]) -> None:
-        first, second = pair
-        address = real.get("pod", second)["status"]["podIP"]
-        assert (
-            real.kubectl("exec", first, "--", "/probe", "fetch", f"http://{address}:8080").strip()
-            == f"hello from {second}"
-        )
-
-    def test_names_and_the_api_service_work_in_a_pod(self, real: ControlPlane, pair: list[str]) -> None:
-        assert (
-            real.kubectl("exec", pair[0], "--", "/probe", "resolve", "kubernetes.default").strip()
-            == "10.96.0.1"
-        )
-        real.kubectl("exec", pair[0], "--", "/probe", "dial", "kubernetes.default:443")
-
-    def test_a_pod_reaches_nothing_outside_this_machine(self, real: ControlPlane, pair: list[str]) -> None:
-        for outside in ("192.0.2.1:53", "1.1.1.1:443"):
-            with pytest.raises(CommandFailed):
-                real.kubectl("exec", pair[0], "--", "/probe", "dial", outside)
-
-    def test_logs_come_from_the_kubelet(self, real: ControlPlane, pair: list[str]) -> None:
-        real.wait("the line is there", lambda: "serves on :8080" in real.kubectl("logs", pair[1]))
-
-    def test_the_shared_folder_is_one_for_both_nodes_and_the_host(
-        self, real: ControlPlane, pair: list[str]
-    ) -> None:
-        real.kubectl("exec", pair[0], "--", "/probe", "write", "/shared/note")
-        assert (real_nodes(real).shared_on_host / "note").read_text() == "written by a pod\n"
-
-    def test_a_process_in_a_pod_can_be_killed_from_the_host(
-        self, real: ControlPlane, pair: list[str]
-    ) -> None:
-        (pid,) = real_nodes(real).pids("default", pair[0], matching="/probe serve")
-        os.kill(pid, signal.SIGKILL)
-        await_phase(real, pair[0], "Failed")
-        state = real.get("pod", pair[0])["status"]["containerStatuses"][0]["state"]
-        assert state["terminated"]["exitCode"] == 137
-
-    def test_a_killed_node_is_silent_and_comes_back(self, real: ControlPlane, pair: list[str]) -> None:
-        nodes = real_nodes(real)
-        lost, other = pair[0], pair[1]
-        address = real.get("pod", lost)["status"]["podIP"]
-        (pid,) = nodes.pids("default", lost, matching="/probe serve")
-        nodes.kill_node("node-1")
-        assert not command_line(pid)
-        with pytest.raises(CommandFailed) as silence:
-            real.kubectl("exec", other, "--", "/probe", "dial", f"{address}:8080")
-        assert "refused" not in silence.value.stderr
-
-        def ready() -> str:
-            conditions = real.get("node", "node-1")["status"]["conditions"]
-            return str(next(one["status"] for one in conditions if one["type"] == "Ready"))
-
-        real.wait("the node is missed", lambda: ready() == "Unknown", 60)
-        nodes.restart_node("node-1")
-        assert ready() == "True"
-        real.wait("its old pod has ended", lambda: phase(real, lost) != "Running")
-        real.apply(pod("after", "node-1", container={"resources": {}}))
-        await_phase(real, "after", "Running")
-        real.kubectl("delete", "pod", "after", "--force")
-
-    def test_the_hosts_network_settings_are_untouched(self, real: ControlPlane) -> None:
-        rules = subprocess.run(["iptables-save"], capture_output=True, text=True).stdout
-        assert "KUBE-" not in rules
-        forwarding = real.ground.run(["cat", "/proc/sys/net/ipv4/ip_forward"])
-        assert forwarding.strip() == "1"
-
-
-@pytest.mark.realnodes
-def test_nothing_is_left_of_real_nodes(tmp_path: Path) -> None:
-    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    with ControlPlane(Options(isolated=True)) as cluster:
-        cluster.real_nodes(1, gpus=1)
-        folders, everything = [cluster.folder, cluster.disk], _inside(cluster)
-        groups = [path for path in Path("/sys/fs/cgroup").rglob(f"{cluster.folder.name}*")]
-        assert everything and groups
-    assert not [pid for pid in everything if command_line(pid)]
-    assert not [path for path in (*folders, *groups) if path.exists()]
-    until(
-        lambda: (
-            len(subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout.splitlines())
-            == len(links.splitlines())
-        ),
-        *(20, "the link is gone"),
-    )
-
-
-def _inside(cluster: ControlPlane) -> list[int]:
-    holds = cluster.ground.holds  # type: ignore[union-attr]
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if holds(int(path.name))]

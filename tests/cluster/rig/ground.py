@@ -6,6 +6,7 @@ veth pair is the only way in or out, and when its first process dies everything 
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -233,7 +234,7 @@ def require_isolation() -> None:
         "runc": "runc",
     }
     install(needed)
-    foreign = _foreign_nodes()
+    foreign = foreign_nodes()
     if foreign:
         raise RigError(
             f"another node's {foreign} runs on this machine; real nodes do not start beside it: "
@@ -256,14 +257,16 @@ def install(needed: dict[str, str]) -> None:
     run([*quiet, *command.split(), "-qq"])
 
 
-def _foreign_nodes() -> str | None:
-    ours = cache() / "bin"
-    for folder in Path("/proc").glob("[0-9]*"):
+def foreign_nodes(processes: Path = Path("/proc")) -> str | None:
+    """A kubelet or kube-proxy that no rig has built, named with its process number; None where there is none."""
+    for folder in processes.glob("[0-9]*"):
         try:
             executable = Path(os.readlink(folder / "exe"))
         except OSError:
             continue  # a kernel thread, or gone
-        if executable.name in {"kubelet", "kube-proxy"} and not executable.is_relative_to(ours):
+        if executable.name not in {"kubelet", "kube-proxy"}:
+            continue
+        if not re.fullmatch(rf"{executable.name}-v[0-9.]+-[0-9a-f]{{12}}", executable.parent.name):
             return f"{executable.name} (process {folder.name})"
     return None
 

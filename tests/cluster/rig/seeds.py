@@ -22,6 +22,7 @@ from .runtime import Runtime
 from .storage import StoredImage
 from .versions import CONTAINERD
 
+FOLDER = "seeds"
 _KEPT = 2
 
 
@@ -44,7 +45,7 @@ def provide(
 
 @contextmanager
 def _lock() -> Iterator[Path]:
-    folder = paths.cache() / "seeds"
+    folder = paths.cache() / FOLDER
     folder.mkdir(exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
