@@ -31,9 +31,8 @@ def interpreters(wanted: str) -> list[str]:
     roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))]
     found = [str(p) for root in roots for p in sorted(root.glob(f"versions/{wanted}.*/bin/python"))]
     on_path = shutil.which(f"python{wanted}")
-    found += [on_path] if on_path else []
     # a version manager's shim is on PATH for versions that it would not start
-    return [python for python in found if run(python, "-c", "").returncode == 0]
+    return found or ([on_path] if on_path and run(on_path, "-c", "").returncode == 0 else [])
 
 
 def test_the_bytes_depend_on_the_sources_alone(pyz: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,11 @@ SLEEP = ("sleep", "1000")
 
 def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-S", "-c", code)
+
+
+def state_of(pid: int) -> str:
+    """The letter that the kernel gives for the state of a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 async def running(coordinator: Coordinator, number: int = 1, **release: object) -> None:
@@ -115,6 +121,7 @@ async def test_a_join_aborts_the_round_before_and_starts_anew(
     old = set(await eventually(lambda: len(pids := agent.below()) >= 4 and pids, "grandchildren"))
     coordinator.join(2)
     ready = await coordinator.state("Ready", 2)
+    assert agent.termination() == {}
     assert not old & set(agent.below())
     assert ready["exit"] is None and ready["release"] is None and ready["port"] != first["port"]
     assert not list(agent.folder.glob("rerail-*/round-1"))
@@ -162,6 +169,57 @@ async def test_a_rank_that_ignores_term_is_killed(
     stopped = await coordinator.state("Stopped", 1)
     assert stopped["exit"]["signal"] == 9 and stopped["exit"]["ordered"] is True
     assert agent.below() == []
+
+
+async def test_a_death_before_the_order_is_no_ordered_death(
+    coordinator: Coordinator, agent: AgentProcess
+) -> None:
+    agent.start(coordinator.address, *SLEEP)
+    await running(coordinator)
+    await coordinator.state("Running", 1)
+    rank = agent.rank_pids()[0]
+    agent.signal(signal.SIGSTOP)
+    os.kill(rank, signal.SIGSEGV)
+    await eventually(lambda: state_of(rank) == "Z", "the end of the rank")
+    coordinator.stop(1, "save")
+    agent.signal(signal.SIGCONT)
+    stopped = await coordinator.state("Stopped", 1)
+    assert stopped["exit"]["signal"] == 11 and stopped["exit"]["ordered"] is False
+
+
+async def test_of_two_ranks_that_died_at_once_the_killed_one_is_the_cause(
+    coordinator: Coordinator, agent: AgentProcess
+) -> None:
+    code = "import signal,sys,time;signal.signal(15,lambda *_:sys.exit(1));print('up',flush=True)\nwhile 1:time.sleep(1)"
+    agent.start(coordinator.address, *python(code))
+    await running(coordinator, nproc=2)
+    await agent.says("[rank 0] up")
+    await agent.says("[rank 1] up")
+    first, second = agent.rank_pids()
+    agent.signal(signal.SIGSTOP)
+    os.kill(first, signal.SIGTERM)
+    os.kill(second, signal.SIGKILL)
+    for pid in (first, second):
+        await eventually(lambda pid=pid: state_of(pid) == "Z", "the end of a rank")
+    agent.signal(signal.SIGCONT)
+    failed = await coordinator.until(lambda r: r["state"] == "Failed" and r["ranks_alive"] == 0)
+    assert failed["exit"]["rank"] == 1 and failed["exit"]["codes"] == {"0": 1, "1": -9}
+
+
+async def test_a_large_left_over_is_gone_before_the_next_barrier(
+    coordinator: Coordinator, agent: AgentProcess
+) -> None:
+    code = (
+        "import os,time;d=os.environ['TMPDIR']\n"
+        "for i in range(4000): os.close(os.open(f'{d}/{i}',os.O_CREAT))\n"
+        "print('full',flush=True);time.sleep(1000)"
+    )
+    agent.start(coordinator.address, *python(code))
+    await running(coordinator)
+    await agent.says("full")
+    coordinator.join(2)
+    await coordinator.state("Ready", 2)
+    assert list(agent.folder.glob("rerail-*/*")) == []
 
 
 async def test_stop_without_ranks_is_stopped(coordinator: Coordinator, agent: AgentProcess) -> None:

@@ -53,7 +53,15 @@ def write_termination_message(path: str, content: dict[str, Any]) -> None:
     A file that cannot be written is no reason to fail: the coordinator has the same evidence.
     The kubelet's own is never made: where it is not mounted, this is no container and /dev is not ours.
     """
-    raw = _fitting(content)
+    _replace(path, _fitting(content))
+
+
+def clear_termination_message(path: str) -> None:
+    """No message: the kubelet then takes the last lines of the log instead."""
+    _replace(path, b"")
+
+
+def _replace(path: str, raw: bytes) -> None:
     flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (0 if path == KUBELET_TERMINATION_LOG else os.O_CREAT)
     try:
         fd = os.open(path, flags, 0o644)

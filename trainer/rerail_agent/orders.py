@@ -93,6 +93,8 @@ def parse_order(frame: dict[str, Any]) -> Order:
         return _stop(frame, term)
     if do == "finish":
         code = whole(frame, "code") if frame.get("code") is not None else None
+        if code is not None and code > 255:
+            raise BadFrame(f"finish: a process cannot end with code {code}")
         return Finish(term, code, str(frame.get("message") or ""))
     raise BadFrame(f"an order to {do!r}, which this agent does not know")
 

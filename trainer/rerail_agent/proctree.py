@@ -32,6 +32,20 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def ended_children() -> list[tuple[int, int]]:
+    """(pid, exit code or minus the signal) of every child that has ended since the last call."""
+    ended: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        ended.append((pid, code))
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal; a process that is gone already is no error, nor is one that changed its user."""
     try:

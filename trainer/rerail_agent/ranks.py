@@ -171,8 +171,10 @@ class Ranks:
     def _print(self, rank: Rank, lines: list[bytes]) -> None:
         if not lines:
             return
-        for line in lines:
-            rank.tail.add(line)
+        if rank.alive:
+            # what a grandchild says after the end of its rank is no evidence of that end
+            for line in lines:
+                rank.tail.add(line)
         prefix = f"[{rank.launch.label}] ".encode()
         self._sink.write(b"".join(prefix + overwritten(line) + b"\n" for line in lines))
 

@@ -7,15 +7,21 @@ hands it parsed orders and asks it for the report.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rerail_agent import proctree
 from rerail_agent.console import Console, Sink
 from rerail_agent.environment import Surroundings, node_env, rank_env
-from rerail_agent.evidence import exit_report, process_code, write_termination_message
+from rerail_agent.evidence import (
+    clear_termination_message,
+    exit_report,
+    process_code,
+    write_termination_message,
+)
 from rerail_agent.orders import Finish, Join, Order, Release, Run, Stop
 from rerail_agent.ports import PortChoice
 from rerail_agent.progress import ProgressFile
@@ -23,9 +29,11 @@ from rerail_agent.ranks import Launch, Rank, Ranks
 from rerail_agent.settings import Settings, Timing
 from rerail_agent.takedown import Outcome, Takedown
 from rerail_agent.workspace import Workspace
-from rerail_api.contract import AgentState
+from rerail_api.contract import AgentState, ExitCode
 
+QUICK_SECONDS = 0.01
 TERMINATED_CODE = 128 + signal.SIGTERM
+_TABLE = frozenset(code.value for code in ExitCode if code is not ExitCode.DONE)
 _UNSETTLED = (AgentState.IDLE, AgentState.READY, AgentState.RUNNING, AgentState.STOPPING)
 
 
@@ -59,6 +67,7 @@ class Worker:
         self._ports = PortChoice()
         self._takedown: Takedown | None = None
         self._goal: Join | Stop | Leave | None = None
+        self._emptying: threading.Thread | None = None
         self._forget(0)
         self.term = 0
         self.state = AgentState.IDLE
@@ -81,6 +90,8 @@ class Worker:
         if not self.saw_term(order.term):
             self._site.console.say(f"ignored an order of term {order.term}; the leader's is {self.term}")
             return
+        # a rank that died before the order came did not die of it
+        self.reap(now)
         if isinstance(order, Finish):
             self._leave(Leave(order.code, order.message), now, save=False)
         elif order.round >= self._fence():
@@ -88,6 +99,7 @@ class Worker:
 
     def terminate(self, name: str, now: float) -> None:
         """SIGTERM to the agent: save and leave; a second one: leave at once."""
+        self.reap(now)
         if isinstance(self._goal, Leave):
             self._site.console.say(f"{name} again: killing the ranks")
             self._leave(self._goal, now, save=False)
@@ -97,14 +109,7 @@ class Worker:
 
     def reap(self, now: float) -> None:
         """Take in every child that has ended, orphans that were handed to us among them."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        for pid, code in sorted(proctree.ended_children(), key=_suspicion):
             rank = self.ranks.ended(pid, code, now, ordered=self._takedown is not None)
             if rank is not None:
                 self._rank_ended(rank, now)
@@ -117,7 +122,7 @@ class Worker:
         if self._takedown is None:
             return
         outcome = self._takedown.step(now)
-        if outcome is Outcome.CLEAN:
+        if outcome is Outcome.CLEAN and (not isinstance(self._goal, Join) or self._emptied()):
             self._cleaned(now)
         elif outcome is Outcome.STUCK:
             self._stuck()
@@ -211,10 +216,22 @@ class Worker:
         elif isinstance(goal, Stop):
             self._stopped(goal)
         elif isinstance(goal, Join):
-            self._site.workspace.clean()
             self._forget(goal.round)
             self.port = self._ports.offer()
             self.state = AgentState.READY
+            # Were the container to be killed now, the words of an older round would mislead.
+            clear_termination_message(self._settings.termination_log)
+
+    def _emptied(self) -> bool:
+        """What the old round left is removed; in a thread, for a large cache must not stop the heartbeat."""
+        if self._emptying is None:
+            self._emptying = threading.Thread(target=self._site.workspace.clean, name="cleaner", daemon=True)
+            self._emptying.start()
+            self._emptying.join(QUICK_SECONDS)
+        if self._emptying.is_alive():
+            return False
+        self._emptying = None
+        return True
 
     def _stuck(self) -> None:
         if self.state is not AgentState.STUCK:
@@ -241,10 +258,8 @@ class Worker:
         if self.exit_code is None:
             # Terminated before anything ran: 0 would claim a work done that never began.
             self.exit_code = TERMINATED_CODE
-        self.exit_code &= 0xFF
         self._ports.release()
         self._write_termination(leave.message)
-        self._site.workspace.remove()
 
     def _start(self, release: Release, now: float) -> None:
         self.release = release
@@ -305,3 +320,11 @@ class Worker:
             "message": message,
         }
         write_termination_message(self._settings.termination_log, content)
+
+
+def _suspicion(child: tuple[int, int]) -> int:
+    """Sorts children that ended at once, for the kernel has no order: the likely cause before its victims."""
+    code = child[1]
+    if code < 0:
+        return 0
+    return 1 if code in _TABLE else 2

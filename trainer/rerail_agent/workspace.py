@@ -48,22 +48,17 @@ class Workspace:
 
     def clean(self) -> None:
         """Remove what earlier rounds left."""
-        for left in list(self._base.iterdir()) if self._base.is_dir() else []:
-            _remove(left)
+        for left in _entries(self._base):
+            _remove(Path(left.path))
         if self._in_container:
             self._clean_shared_memory()
 
     def remove(self) -> None:
-        """At the end of the agent."""
-        self.clean()
+        """At the end of the agent; shared memory ends with the pod."""
         _remove(self._base)
 
     def _clean_shared_memory(self) -> None:
-        try:
-            entries = list(os.scandir(self._shared_memory))
-        except OSError:
-            return
-        for entry in entries:
+        for entry in _entries(self._shared_memory):
             try:
                 ours = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
             except OSError:
@@ -81,6 +76,13 @@ def _make_base(shared_memory: Path) -> Path:
         except OSError as error:
             tried.append(str(error))
     raise NoWorkspace("no folder for temporary files can be written: " + "; ".join(tried))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except OSError:
+        return []
 
 
 def _remove(path: Path) -> None:
