@@ -150,6 +150,15 @@ async def test_lists_that_fail_are_tried_again() -> None:
         assert script.asked[:3] == ["list"] * 3 and set(it.texts()) == {"a"}
 
 
+async def test_one_who_is_refused_for_long_is_old_but_not_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script([Unavailable("503") for _ in range(100)] + [Snapshot([], "5")])
+    monkeypatch.setattr(module, "BACK_OFF_CAP_SECONDS", 0.02)
+    async with following(script) as it:
+        await until(lambda: len(script.asked) > 20)
+        assert it.informer.age() > 0.15 and it.informer.stalled() < it.informer.age() / 2
+        assert not it.informer.synced
+
+
 async def test_retry_after_is_obeyed() -> None:
     script = Script([Unavailable("429", retry_after=0.4), Snapshot([], "5")])
     loop = asyncio.get_running_loop()

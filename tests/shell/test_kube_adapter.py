@@ -234,12 +234,21 @@ class TestWatches:
                 await watched(cluster)
 
     async def test_a_silent_stream_is_dropped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(session, "SILENCE_SECONDS", 0.2)
+        monkeypatch.setattr(session, "WATCH_READ_SECONDS", 0.2)
         hold = asyncio.Event()
         async with adapter(tmp_path, stream(event("ADDED", POD), hold=hold)) as (cluster, _api):
             with pytest.raises(Unavailable, match="watch pods: no answer"):
                 await watched(cluster)
             hold.set()
+
+    async def test_an_accepted_watch_says_so_at_once_however_quiet_it_stays(self, tmp_path: Path) -> None:
+        hold = asyncio.Event()
+        async with adapter(tmp_path, stream(hold=hold)) as (cluster, _api):
+            source = cluster.watch_as(Selection(Kind.POD), "41", RawPod, worker_record)
+            first = await anext(source)
+            assert (first.change, first.version) == (Change.BOOKMARK, "41")
+            hold.set()
+            assert [seen async for seen in source] == []
 
     async def test_watches_take_no_place_in_the_window(self, tmp_path: Path) -> None:
         hold = asyncio.Event()
@@ -288,6 +297,12 @@ ANSWERS: dict[str, tuple[int, dict[str, Any], type[ClusterError], str]] = {
         ),
         Unavailable,
         "resourcequotas",
+    ),
+    "a namespace that is not there": (
+        404,
+        status(404, 'namespaces "n" not found', "NotFound"),
+        Rejected,
+        "namespaces",
     ),
     "too large": (413, status(413, "Request entity too large"), Rejected, "too large"),
     "invalid": (

@@ -93,6 +93,10 @@ class Fleet:
         """Seconds since the stillest stream said anything."""
         return max(informer.age() for informer in self._informers())
 
+    def stalled(self) -> float:
+        """Seconds for which the slowest informer has neither heard anything nor been refused (liveness)."""
+        return max(informer.stalled() for informer in self._informers())
+
     def job(self, key: JobKey) -> Object | None:
         """The TrainingJob as last seen or as last replied to our own write. Read only."""
         record = self._jobs_by_key.get(key)

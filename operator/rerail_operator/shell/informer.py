@@ -1,7 +1,8 @@
 """One informer: list, then watch, for ever; it misses no deletion and never falls silent unnoticed.
 
 Clean end of a watch: reconnect from the last version, no relist. Expired: list again and tell the
-difference, deletions included. Silence (no event, no bookmark) for `SILENCE_SECONDS`: reconnect.
+difference, deletions included. Silence (no event, no bookmark) for `SILENCE_SECONDS`: reconnect; a server
+that accepts the watch again is alive, and one that does not is an error.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from rerail_operator.shell.streams import Seen, Selection, Streams, version_numb
 log = getLogger(__name__)
 
 SILENCE_SECONDS = 70.0
-"""The API server sends a bookmark about once a minute; a stream that is silent for longer is dead."""
+"""The API server sends a bookmark about once a minute, except where nothing has ever happened; a stream that
+is silent for longer may be dead."""
 
 BACK_OFF_SECONDS = 0.25
 BACK_OFF_CAP_SECONDS = 5.0
@@ -56,7 +58,7 @@ class Informer(Generic[Record]):
         self._records: dict[str, Record] = {}
         self._noted: dict[str, int] = {}
         self._version = ""
-        self._heard = time.monotonic()
+        self._heard = self._refused = time.monotonic()
         self._failures = 0
         self._synced = asyncio.Event()
 
@@ -75,6 +77,11 @@ class Informer(Generic[Record]):
     def age(self) -> float:
         """Seconds since the stream last said anything: an event, a bookmark, a list."""
         return time.monotonic() - self._heard
+
+    def stalled(self) -> float:
+        """Seconds since this informer last heard anything or was refused: what is stuck is ours, not the API
+        server's. For liveness; an API server that is away is no reason to be killed."""
+        return time.monotonic() - max(self._heard, self._refused)
 
     def note(self, record: Record, resource_version: str) -> None:
         """Take over the reply to a write of ours, unless the stream is already past it."""
@@ -115,7 +122,7 @@ class Informer(Generic[Record]):
         self._synced.set()
 
     async def _follow(self) -> None:
-        reading, began, count = self._reading, time.monotonic(), 0
+        reading, began, turns = self._reading, time.monotonic(), 0
         watch = self._streams.watch_as(reading.selection, self._version, reading.model, reading.record)
         # Both adapters' watches are generators; closing them closes the connection.
         async with aclosing(cast(Any, watch)) as events:
@@ -124,13 +131,13 @@ class Informer(Generic[Record]):
                 async with asyncio.timeout(SILENCE_SECONDS) as silence:
                     async for seen in events:
                         self._take(seen)
-                        count += 1
+                        turns += 1
                         silence.reschedule(loop.time() + SILENCE_SECONDS)
-                        if count % BREATH == 0:
+                        if turns % BREATH == 0:
                             await asyncio.sleep(0)
             except TimeoutError:
-                raise Unavailable(f"silent for {SILENCE_SECONDS:.0f} s") from None
-        if not count and time.monotonic() - began < BACK_OFF_SECONDS:
+                log.debug("%s: silent, following anew", self._reading.selection.kind)
+        if time.monotonic() - began < BACK_OFF_SECONDS:
             # A server that ends every watch at once must not be asked in a tight loop.
             await asyncio.sleep(BACK_OFF_SECONDS)
 
@@ -167,6 +174,7 @@ class Informer(Generic[Record]):
 
     async def _back_off(self, error: ClusterError | None) -> None:
         self._failures += 1
+        self._refused = time.monotonic()
         delay = min(BACK_OFF_CAP_SECONDS, BACK_OFF_SECONDS * 2 ** min(self._failures - 1, 8))
         delay *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
         if isinstance(error, Unavailable) and error.retry_after:

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from rerail_operator.shell.cluster import Kind, Listing, Object, Unavailable, WatchEvent
+from rerail_operator.shell.cluster import Change, Kind, Listing, Object, Unavailable, WatchEvent
 from rerail_operator.shell.kube.credentials import Credentials
 from rerail_operator.shell.kube.errors import Call
 from rerail_operator.shell.kube.limiter import Limiter
@@ -112,8 +112,11 @@ class KubeCluster:
         self, kind: Kind, resource_version: str, labels: str = "", fields: str = ""
     ) -> AsyncIterator[WatchEvent]:
         selection = Selection(kind, labels, fields)
+        opening = True
         async for seen in self.watch_as(selection, resource_version, dict, _same):
-            yield WatchEvent(seen.change, seen.object or {"metadata": {"resourceVersion": seen.version}})
+            if not opening:
+                yield WatchEvent(seen.change, seen.object or {"metadata": {"resourceVersion": seen.version}})
+            opening = False
 
     # Typed streams, for informers.
 
@@ -137,6 +140,7 @@ class KubeCluster:
     async def watch_as(
         self, selection: Selection, version: str, model: type[Any], record: Callable[[Any], Record]
     ) -> AsyncIterator[Seen[Record]]:
+        """The first event is a bookmark of our own: the server has accepted the watch."""
         call = Call("watch", RESOURCES[selection.kind].plural)
         reader = Reader(call, model, record)
         query = _selectors(selection) | {
@@ -147,6 +151,8 @@ class KubeCluster:
         }
         request = Request(call, "GET", RESOURCES[selection.kind].path(), query)
         async with self._session.stream(request) as content:
+            # A resource without any event since the API server's start gets no bookmarks from it either.
+            yield Seen(Change.BOOKMARK, version)
             async for line in lines(content.iter_any(), call):
                 if (seen := reader.event(line)) is not None:
                     yield seen

@@ -94,7 +94,9 @@ def read_configuration(kubeconfig: str | None = None, context: str | None = None
     if in_pod and not kubeconfig:
         from_pod(client_configuration=configuration)
     else:
-        from_file(kubeconfig, context, client_configuration=configuration)
+        # Named here, because the package looks at the variable once, when it is imported.
+        files = kubeconfig or os.environ.get("KUBECONFIG") or None
+        from_file(files, context, client_configuration=configuration)
     return configuration
 
 

@@ -71,7 +71,8 @@ def error_of(call: Call, code: int, body: bytes, retry_after: str = "") -> Clust
     if code == 403:
         return _forbidden(call, status)
     if code == 404:
-        return NotFound(words)
+        # A create can only miss its namespace, or its kind.
+        return Rejected(words) if call.verb == "create" else NotFound(words)
     if code == 409:
         return _conflict(call, status, words)
     if code == 410:

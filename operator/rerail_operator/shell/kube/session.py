@@ -23,6 +23,8 @@ from rerail_operator.shell.kube.limiter import Limiter
 THROTTLE_PATIENCE_SECONDS = 10.0
 DEFAULT_RETRY_AFTER_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
+WATCH_READ_SECONDS = SILENCE_SECONDS + 10.0
+"""An informer gives a silent stream up first; this is for readers without such a watch of their own."""
 
 _HEADERS = {"Accept": "application/json", "User-Agent": "rerail", "Accept-Encoding": "identity"}
 # Compression of lists would cost the API server and us more CPU than it saves on the wire.
@@ -91,8 +93,10 @@ class Session:
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncIterator[aiohttp.StreamReader]:
-        """The body of a watch as it comes. Silence for longer than `SILENCE_SECONDS` is a dropped stream."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+        """The body of a watch as it comes. Silence for `WATCH_READ_SECONDS` is a dropped stream."""
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=WATCH_READ_SECONDS
+        )
         try:
             async with self._send(request, timeout) as response:
                 try:
