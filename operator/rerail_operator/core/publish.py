@@ -51,10 +51,11 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
     ledger = ledger.model_copy(update={"highest_step": highest})
     incidents = _incidents(job.status, base.incidents, ledger, now)
     notes = outcome.notes
-    closed = _closed(incidents, base, stage, told, now)
-    if closed is not None:
-        incidents, note = closed
-        notes = (*notes, note)
+    if _is_over(incidents, base, stage):
+        # What ran unnoticed since the last write was productive already.
+        ran = ledger.productive_seconds - job.status.ledger.productive_seconds
+        closed, note = _closed(incidents[-1], told, now - timedelta(seconds=ran))
+        incidents, notes = (*incidents[:-1], closed), (*notes, note)
     status = base.model_copy(
         update={
             "phase": outcome.phase,
@@ -114,30 +115,25 @@ def _incidents(
     return (*older, charge(newest_one, detection))
 
 
-def _closed(
-    incidents: tuple[Incident, ...],
-    status: TrainingJobStatus,
-    stage: Stage,
-    told: Progress | None,
-    now: datetime,
-) -> tuple[tuple[Incident, ...], Note] | None:
-    """Close the open incident once the gang is productive again in a later round."""
+def _is_over(incidents: tuple[Incident, ...], status: TrainingJobStatus, stage: Stage) -> bool:
+    """Whether the gang is productive again, in a later round than the one that the open incident ended."""
     if not incidents or incidents[-1].resolved_time is not None or stage is not Stage.PRODUCTIVE:
-        return None
-    last = incidents[-1]
-    if status.released_round <= last.round:
-        return None
+        return False
+    return status.released_round > incidents[-1].round
+
+
+def _closed(last: Incident, told: Progress | None, at: datetime) -> tuple[Incident, Note]:
     resumed = told.resumed_from if told is not None else None
     lost = None
-    if last.progress_step is not None and told is not None:
-        lost = max(0, last.progress_step - (resumed or 0))
-    done = last.model_copy(update={"resolved_time": now, "resumed_step": resumed, "steps_lost": lost})
-    took = (now - last.start_time).total_seconds() if last.start_time is not None else 0.0
+    if last.progress_step is not None and resumed is not None:
+        lost = max(0, last.progress_step - resumed)
+    done = last.model_copy(update={"resolved_time": at, "resumed_step": resumed, "steps_lost": lost})
+    took = (at - last.start_time).total_seconds() if last.start_time is not None else 0.0
     from_where = f" from step {resumed}" if resumed is not None else ""
     note = Note(
         Reason.RESOLVED, f"incident {last.number} ({last.class_.value}) over after {took:.1f} s{from_where}"
     )
-    return (*incidents[:-1], done), note
+    return done, note
 
 
 def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int) -> NodeCounts:

@@ -28,7 +28,7 @@ from .world import World
 KEEP_AWAY_BAD = timedelta(minutes=30)
 """For a node on which something does not work."""
 KEEP_AWAY_GONE = timedelta(minutes=2)
-"""For a node that was lost or drained: none that is still gone is taken, this only damps flapping."""
+"""For a node that was lost, silent or drained: none that is still gone is taken, this only damps flapping."""
 
 
 def answer(
@@ -64,7 +64,7 @@ def _nodes_to_leave(faults: tuple[Fault, ...], now: datetime) -> list[ExcludedNo
     left = []
     for fault in faults:
         if fault.exclude_node and fault.node is not None:
-            gone = fault.kind in (IncidentClass.NODE_LOSS, IncidentClass.DRAIN)
+            gone = fault.kind in (IncidentClass.NODE_LOSS, IncidentClass.DRAIN, IncidentClass.NETWORK)
             until = now + (KEEP_AWAY_GONE if gone else KEEP_AWAY_BAD)
             left.append(ExcludedNode(name=fault.node, reason=fault.message, until=until))
     return left
