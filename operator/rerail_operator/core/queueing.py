@@ -17,6 +17,8 @@ from .world import Placement, Refusal, Rejection, World
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 NAME_TAKEN = "NameTaken"
 """The action of a rejection that speaks of a name, not of the template."""
+LOOK_AGAIN = timedelta(seconds=30)
+SETTLING = timedelta(seconds=1)
 RETRY_QUOTA = timedelta(seconds=15)
 RETRY_TEMPLATE = timedelta(seconds=60)
 
@@ -84,7 +86,7 @@ def _held(reason: Reason, message: str) -> Outcome:
         message,
         Stage.QUEUED,
         conditions=((ConditionType.ADMITTED, False, reason, message),),
-        requeue_after=timedelta(seconds=30),
+        requeue_after=SETTLING if reason is Reason.CLUSTER_SETTLING else LOOK_AGAIN,
         because="the gang has no place now",
     )
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from rerail_api.status import ConditionType
 from rerail_api.v1alpha1 import InvalidJob, TrainingJob, parse_job
-
 from rerail_operator.core.admission import Queued, plan_admissions
 from rerail_operator.core.placement import gang_request
 from rerail_operator.core.pod_resources import pod_request
@@ -19,6 +18,9 @@ from .fleet import Fleet
 from .jobmemory import JobMemory
 from .keys import JobKey
 
+STALE_SECONDS = 0.4
+"""For how long answers may lag behind pods and nodes; kube-scheduler catches what they missed."""
+
 
 class AdmissionDesk:
     """Plans who starts next over one snapshot; the answers hold until something changes."""
@@ -29,7 +31,9 @@ class AdmissionDesk:
         self._accelerators = accelerators
         self._memories: dict[str, JobMemory] = {}
         self._parsed: dict[JobKey, tuple[str, TrainingJob | None, str]] = {}
-        self._offers: Mapping[str, Placement | Refusal] | None = None
+        self._offers: Mapping[str, Placement | Refusal] = {}
+        self._planned_at = float("-inf")
+        self._stale = True
 
     def memory(self, uid: str) -> JobMemory:
         """The memory of a job UID, new when there is none."""
@@ -38,16 +42,20 @@ class AdmissionDesk:
     def forget(self, uid: str) -> None:
         """The job is gone with all its pods."""
         self._memories.pop(uid, None)
-        self.changed()
+        self.claims_changed()
 
     def forget_all(self) -> None:
         """Leadership begins: nothing that was remembered may be trusted."""
         self._memories.clear()
-        self.changed()
+        self.claims_changed()
 
     def changed(self) -> None:
-        """Nodes, pods, jobs or claims have changed: the answers must be worked out again."""
-        self._offers = None
+        """Nodes, pods or jobs have changed: the answers are worked out again, at most twice a second."""
+        self._stale = True
+
+    def claims_changed(self) -> None:
+        """Nodes were claimed or given back: no answer of before may be given once more."""
+        self._offers = {}
 
     def read(self, key: JobKey, raw: Object) -> tuple[TrainingJob | None, str]:
         """The job parsed, or None and why not; parsed once per resourceVersion."""
@@ -70,7 +78,9 @@ class AdmissionDesk:
 
     def offer(self, uid: str) -> Placement | Refusal | None:
         """The answer to a waiting job; None when it does not stand in line."""
-        if self._offers is None:
+        overdue = self._stale and self._clock.monotonic() - self._planned_at >= STALE_SECONDS
+        if overdue or uid not in self._offers:
+            self._stale, self._planned_at = False, self._clock.monotonic()
             self._offers = self._plan()
         return self._offers.get(uid)
 

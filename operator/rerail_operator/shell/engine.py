@@ -21,7 +21,7 @@ from .workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 CONFLICT_DELAY = 0.2
-WAITING_JOBS_DELAY = 0.1
+WAITING_JOBS_DELAY = 0.5  # longer than answers may be stale: the pass sees the change
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 
 from rerail_api.status import ConditionType, TrainingJobStatus
 from rerail_api.v1alpha1 import TrainingJob, parse_status
-
 from rerail_operator.core.decide import decide
 from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.plan import Note, Plan
@@ -91,7 +90,9 @@ class Reconciler:
         world = self._observe(key, uid, raw, memory)
         now = self._senses.clock.now()
         plan = decide(world, now)
-        memory.passed = True
+        if not memory.passed:
+            memory.passed = True
+            self._senses.desk.claims_changed()
         self._remember(memory, plan)
         for hook in self.on_pass:
             hook(key, world, plan)
@@ -119,14 +120,19 @@ class Reconciler:
             return World(uid, None, invalid=invalid)
         memory.forget_rejections_of_other(job.metadata.generation, job.status.round)
         job = job.model_copy(update={"status": overlaid(job.status, memory.decided)})
-        admitted = job.status.is_true(ConditionType.ADMITTED)
+        in_line = not (
+            job.status.is_true(ConditionType.ADMITTED)
+            or job.status.finished
+            or job.spec.suspend
+            or job.metadata.deletion_timestamp is not None
+        )
         return World(
             uid=uid,
             job=job,
             pods=self._senses.fleet.pods(uid),
             agents=self._senses.coordinator.agents(uid),
             nodes=self._senses.desk.nodes_for(uid),
-            offer=None if admitted else self._senses.desk.offer(uid),
+            offer=self._senses.desk.offer(uid) if in_line else None,
             template_frozen=memory.template is not None
             and memory.template_revision == job.status.template_revision,
             dry_run_passed=memory.dry_run_shape == shape_hash(job),
@@ -148,7 +154,7 @@ class Reconciler:
             claim = None
         if claim != memory.claim:
             memory.claim = claim
-            self._senses.desk.changed()
+            self._senses.desk.claims_changed()
 
     def _learned(self, memory: JobMemory, world: World) -> bool:
         """Whether applying taught something that the next pass can act on at once."""
