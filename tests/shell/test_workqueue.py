@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from rerail_operator.shell.clock import SystemClock
 from rerail_operator.shell.workqueue import Backoff, WorkQueue
 

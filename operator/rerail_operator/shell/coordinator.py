@@ -16,7 +16,6 @@ from rerail_api.contract import (
     PROTOCOL_VERSION,
     SILENT_SECONDS,
 )
-
 from rerail_operator.core.world import Agent
 
 from .clock import Clock

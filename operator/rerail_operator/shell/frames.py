@@ -6,6 +6,7 @@ The promise is written in `rerail_api.contract`. Unknown fields are ignored: a n
 from typing import Annotated, Any
 
 import msgspec
+
 from rerail_api.contract import MAX_FRAME_BYTES, AgentState
 
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]

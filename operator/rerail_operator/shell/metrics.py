@@ -66,9 +66,7 @@ class Totals:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seen: dict[str, TrainingJobStatus] = {}
-        self._restarts = Counter(
-            "rerail_restarts", "Restarts of gangs.", ["charged"], registry=registry
-        )
+        self._restarts = Counter("rerail_restarts", "Restarts of gangs.", ["charged"], registry=registry)
         self._incidents = Counter("rerail_incidents", "Interruptions of jobs.", ["class"], registry=registry)
         self._finished = Counter("rerail_jobs_finished", "Jobs that ended.", ["phase"], registry=registry)
 

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from rerail_api.contract import LOG_BYTES, LOG_LINES, AgentState, clean_progress
-
 from rerail_operator.core.world import Agent, Exit, Progress, Release
 
 from .frames import ExitFrame, ReleaseFrame, ReportFrame

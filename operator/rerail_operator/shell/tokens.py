@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jwt
+
 from rerail_api.contract import TOKEN_AUDIENCE
 
 from .clock import Clock
