@@ -59,6 +59,14 @@ async def test_a_missing_right_is_named_by_verb_and_resource(rig: ControlPlane) 
             await poor.list(Kind.NODE)
 
 
+async def test_documents_outside_the_kinds_can_be_fetched(admin: KubeCluster) -> None:
+    keys = await admin.fetch("/openid/v1/jwks")
+    assert keys["keys"][0]["kty"] == "RSA"
+    assert (await admin.fetch("/.well-known/openid-configuration"))["issuer"].startswith("https://")
+    crd = await admin.fetch("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/trainingjobs.rerail.dev")
+    assert crd["metadata"]["annotations"]["rerail.dev/schema-hash"]
+
+
 async def test_a_full_quota_may_pass_later(rig: ControlPlane, admin: KubeCluster) -> None:
     namespace(rig, "full")
     rig.kubectl("create", "quota", "q", "-n", "full", "--hard=pods=1")
