@@ -303,6 +303,10 @@ class ToyCluster:
 
     def _fail(self, program: Program, active: list[ToyAgent]) -> None:
         everywhere = program.fails_on_all
+        last = (program.fails_at or 0) - 1  # what was written before the end is read with it
+        for agent in active:
+            if agent.release and agent.release.node_rank == 0 and program.reports and last > program.began:
+                agent.progress = Progress(step=last, resumed_from=program.began, at=self.now)
         for agent in active if everywhere else active[:1]:
             told = Exit(program.code, rank=0, last_line="ValueError: bad", same_on_all=everywhere)
             self.rank_ends(agent.uid, told)

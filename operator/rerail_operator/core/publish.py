@@ -16,7 +16,7 @@ from rerail_api.v1alpha1 import TrainingJob
 
 from .conditions import condition, with_condition
 from .gang import Seat
-from .ledger import advance, charge, lost_between, running_stage
+from .ledger import advance, charge, later_of, lost_between, running_stage
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
@@ -31,7 +31,7 @@ SOFT_FIELDS = frozenset({"progress", "last_checkpoint", "ledger", "incidents", "
 def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Outcome, now: datetime) -> Plan:
     """The plan for `outcome`, its status complete."""
     told = newest(world, job.status.round)
-    before = world.ledger or job.status.ledger
+    before = later_of(job.status.ledger, world.ledger)
     base = job.status.model_copy(
         update={
             **progress_changes(job, told),
@@ -39,7 +39,7 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
             "observed_generation": job.metadata.generation,
         }
     )
-    stage = _stage(outcome, base, told, before.highest_step)
+    stage = _stage(outcome, base, told)
     ledger = advance(
         before,
         job.metadata.creation_timestamp or now,
@@ -87,9 +87,10 @@ def _look_again(job: TrainingJob, outcome: Outcome, now: datetime) -> timedelta 
     return left if outcome.requeue_after is None else min(left, outcome.requeue_after)
 
 
-def _stage(outcome: Outcome, status: TrainingJobStatus, told: Progress | None, highest: int | None) -> Stage:
+def _stage(outcome: Outcome, status: TrainingJobStatus, told: Progress | None) -> Stage:
     if outcome.phase is Phase.RUNNING:
-        return running_stage(status, told, highest)
+        # Against what is written: a step told twice is not a step made twice.
+        return running_stage(status, told, status.ledger.highest_step)
     return outcome.stage
 
 
