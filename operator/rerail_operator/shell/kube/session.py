@@ -26,7 +26,9 @@ CONNECT_SECONDS = 10.0
 WATCH_READ_SECONDS = SILENCE_SECONDS + 10.0
 """An informer gives a silent stream up first; this is for readers without such a watch of their own."""
 
-_HEADERS = {"Accept": "application/json", "User-Agent": "rerail", "Accept-Encoding": "identity"}
+# The cluster's published keys come as a type of their own, and as nothing else (406).
+_ACCEPT = "application/json, application/jwk-set+json"
+_HEADERS = {"Accept": _ACCEPT, "User-Agent": "rerail", "Accept-Encoding": "identity"}
 # Compression of lists would cost the API server and us more CPU than it saves on the wire.
 
 
