@@ -1,6 +1,7 @@
 """`rerail run` as a person starts it: a process of its own, its output, its report, and what it leaves behind."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ class Run:
     def report(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._report.read_text("utf-8"))
         return found
+
+    def last_step(self) -> int:
+        """The last step that it has shown; -1 before the first."""
+        shown = re.findall(r"^  step (\d+)", self.output, flags=re.MULTILINE)
+        return int(shown[-1]) if shown else -1
 
     def members(self) -> list[int]:
         """All processes of its pods that live now."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rerail_api.contract import AGENT_FILE, AGENT_MOUNT, LABEL_NODE_RANK, Env
-from rerail_operator.shell.local.devices import Devices, of_this_machine
+from rerail_operator.shell.local.devices import Devices, of_this_machine, threads
 from rerail_operator.shell.local.inject import Gang
 from rerail_operator.shell.local.podspec import (
     RUN_MARK,
@@ -125,6 +125,13 @@ def test_gpus_are_shared_by_node_rank_and_hidden_where_they_do_not_suffice(tmp_p
     assert of_this_machine({}, tmp_path).names == ("0", "1")
     assert of_this_machine({"CUDA_VISIBLE_DEVICES": "3, GPU-x"}, tmp_path).names == ("3", "GPU-x")
     assert of_this_machine({}, tmp_path / "none").names == ()
+
+
+def test_cores_are_shared_unless_the_user_said_how_many() -> None:
+    gang = Gang(num_nodes=2, nproc=2)
+    assert threads({}, gang, 2) == {"OMP_NUM_THREADS": "1"}
+    assert threads({}, gang, 16) == {"OMP_NUM_THREADS": "4"}
+    assert threads({"OMP_NUM_THREADS": "3"}, gang, 16) == {}
 
 
 def test_a_pod_inherits_its_node_ranks_share() -> None:

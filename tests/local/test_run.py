@@ -90,7 +90,7 @@ def test_a_command_that_is_not_there_ends_failed_and_is_named(tmp_path: Path, ne
 def test_ctrl_c_saves_stops_and_the_next_run_goes_on(tmp_path: Path, new_run: NewRun) -> None:
     manifest = stepping(tmp_path, 200)
     run = new_run(manifest)
-    run.until(lambda: "step " in run.output and "loss" in run.output, "a step")
+    run.until(lambda: run.last_step() > 0, "a step")
     run.process.send_signal(signal.SIGINT)
     assert run.finish(60) == 130, run.output
     first = run.report
@@ -136,7 +136,7 @@ def test_a_killed_rank_restarts_the_gang_from_its_checkpoint(tmp_path: Path, new
     run = new_run(stepping(tmp_path, 60), "--inject", "kill:rank=1,step=10", "--snapshot", str(snapshot))
     assert run.finish() == 0, run.output
     report = run.report
-    assert report["restarts"] == {"total": 1, "charged": 1, "sinceProgress": 0}
+    assert (report["restarts"]["total"], report["restarts"]["charged"]) == (1, 1)
     incident = report["incidents"][0]
     assert (incident["signal"], incident["rank"], incident["nodeRank"]) == ("SIGKILL", 1, 1)
     assert report["injected"] == ["kill:rank=1,step=10"]

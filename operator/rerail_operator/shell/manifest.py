@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from rerail_api.contract import API_VERSION, KIND
 from rerail_api.v1alpha1 import InvalidJob, TrainingJob, parse_job
-
 from rerail_operator.shell.cluster import Object
 
 

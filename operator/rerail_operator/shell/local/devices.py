@@ -1,4 +1,4 @@
-"""Shares this machine's NVIDIA GPUs between pods that believe they have a node each."""
+"""Shares this machine's GPUs and cores between pods that believe they have a node each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 from rerail_operator.shell.local.inject import Gang
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+OMP = "OMP_NUM_THREADS"
 DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -28,6 +29,11 @@ class Devices:
             return {VISIBLE: ""}
         first = node_rank * gang.nproc
         return {VISIBLE: ",".join(self.names[first : first + gang.nproc])}
+
+
+def threads(environment: Mapping[str, str], gang: Gang, cores: int) -> dict[str, str]:
+    """OMP_NUM_THREADS, unless the user has set it: ranks that all take every core wait for each other."""
+    return {} if OMP in environment else {OMP: str(max(1, cores // gang.world_size))}
 
 
 def of_this_machine(environment: Mapping[str, str], driver: Path = DRIVER) -> Devices:

@@ -113,6 +113,8 @@ def _incident_text(incident: Incident, older: Sequence[str]) -> str:
         lines.append(f"  time         {spent}")
     if kept := incident.log_lines or tuple(older):
         lines += ["  last lines", *(f"  | {line}" for line in kept)]
+    elif incident.rank is not None:
+        lines.append("  last lines   none: this rank had written nothing")
     return "\n".join(lines)
 
 

@@ -136,7 +136,7 @@ class _Run:
             )
         return Host(
             python=sys.executable,
-            environment=dict(os.environ),
+            environment={**os.environ, **devices.threads(os.environ, gang, len(os.sched_getaffinity(0)))},
             run_id=self._run_id,
             cwd=self._prepared.manifest.path.resolve().parent,
             per_node_rank=tuple(found.environment(rank, gang) for rank in range(gang.num_nodes)),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from rerail_api.v1alpha1 import ConditionType, Phase, parse_job
+from rerail_api.v1alpha1 import Phase, parse_job
+from rerail_operator.core.reasons import Reason
 from rerail_operator.shell.clock import Clock
 from rerail_operator.shell.cluster import Change, Expired, Kind, NotFound, Object
 from rerail_operator.shell.coordinator import Coordinator
@@ -89,7 +90,7 @@ class Session:
             return True
         if self.interrupts is Interrupts.NONE:
             return False
-        if status.is_true(ConditionType.SUSPENDED) and not self.parts.kubelet.members():
+        if status.reason == Reason.SUSPENDED and not self.parts.kubelet.members():
             return True
         grace = self.view.job.spec.checkpoint.grace_seconds + SUSPEND_MARGIN_SECONDS
         return bool(self._suspend_at) and self.parts.clock.monotonic() - self._suspend_at > grace

@@ -1,0 +1,91 @@
+"""`rerail run` with the real trainer: a killed rank, Ctrl-C and going on, plain PyTorch, torchrun."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.local.runs import ROOT, Run, job, ledger_sums
+
+pytestmark = [pytest.mark.local, pytest.mark.trainer, pytest.mark.timeout(400)]
+
+NewRun = Callable[..., Run]
+
+
+def training(folder: Path, steps: int, nproc: int = 1) -> Path:
+    command = ["python", "-m", "rerail_trainer", "--preset", "tiny", f"--train.steps={steps}"]
+    # The schedule's end is part of a training's identity; saves come often, so that a kill finds one.
+    command += ["--checkpoint.every_steps=5", "--metrics.every=5"]
+    return job(folder, command, nproc=nproc, checkpoint={"graceSeconds": 60})
+
+
+def test_the_demo_loses_a_rank_and_finishes_from_its_checkpoint(new_run: NewRun) -> None:
+    run = new_run(ROOT / "examples" / "01-recover" / "job.yaml", "--inject", "kill:rank=3,step=40")
+    assert run.finish() == 0, run.output
+    report = run.report
+    assert (report["phase"], report["round"]) == ("Complete", 2)
+    assert (report["restarts"]["total"], report["restarts"]["charged"]) == (1, 1)
+    assert report["progress"]["step"] == 120
+    # Saves are every 10 steps; the kill comes at step 40 or little later.
+    assert report["resumedFromStep"] in range(30, 71, 10)
+    assert report["lastCheckpoint"]["step"] == 120
+    assert report["lastLoss"] < 3.0 < report["firstLoss"]
+    incident = report["incidents"][0]
+    assert (incident["signal"], incident["rank"], incident["nodeRank"]) == ("SIGKILL", 3, 1)
+    assert incident["resumedStep"] == report["resumedFromStep"]
+    assert incident["stepsLost"] == incident["progressStep"] - report["resumedFromStep"]
+    assert ledger_sums(report)
+
+
+def test_ctrl_c_commits_a_checkpoint_and_the_next_run_goes_on_from_it(
+    tmp_path: Path, new_run: NewRun
+) -> None:
+    manifest = training(tmp_path, 400)
+    run = new_run(manifest)
+    run.until(lambda: run.last_step() > 0, "a step")
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish(120) == 130, run.output
+    first = run.report
+    saved = first["lastCheckpoint"]["step"]
+    assert saved is not None and saved == first["progress"]["step"]
+
+    shorter = new_run(manifest)
+    shorter.until(lambda: shorter.last_step() > saved, "a further step")
+    shorter.process.send_signal(signal.SIGINT)
+    assert shorter.finish(120) == 130, shorter.output
+    second = shorter.report
+    assert second["uid"] == first["uid"]
+    assert second["resumedFromStep"] == saved
+    assert second["progress"]["step"] > saved
+    assert second["restarts"]["charged"] == 0
+    assert ledger_sums(second)
+
+
+def test_a_stopped_pod_saves_and_nobody_is_charged(tmp_path: Path, new_run: NewRun) -> None:
+    run = new_run(training(tmp_path, 40), "--inject", "stop:node=1,step=12")
+    assert run.finish() == 0, run.output
+    report = run.report
+    assert (report["restarts"]["total"], report["restarts"]["charged"]) == (1, 0)
+    incident = report["incidents"][0]
+    assert incident["class"] == "Preemption"
+    assert report["resumedFromStep"] >= 10
+    assert report["progress"]["step"] == 40
+    assert ledger_sums(report)
+
+
+def test_a_plain_pytorch_script_is_ranked_restarted_and_reported(new_run: NewRun) -> None:
+    run = new_run(ROOT / "examples" / "02-plain-pytorch" / "job.yaml")
+    run.until(lambda: "Running" in run.output, "running")
+    assert run.finish() == 0, run.output
+    assert run.report["phase"] == "Complete"
+    assert run.report["progress"]["step"] is None
+
+
+def test_torchrun_starts_the_ranks_of_each_node(new_run: NewRun) -> None:
+    run = new_run(ROOT / "examples" / "03-torchrun" / "job.yaml")
+    assert run.finish() == 0, run.output
+    assert run.report["phase"] == "Complete"
+    logs = "".join(path.read_text() for path in (run.workdir / "logs").iterdir())
+    for rank in range(4):
+        assert f"rank {rank}" in logs
