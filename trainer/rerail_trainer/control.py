@@ -1,6 +1,7 @@
 """How ranks agree on host values: a few collectives over a gloo group of their own."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -53,6 +54,10 @@ class Control:
             except OSError as error:
                 failure = (error.errno or 0, error.strerror or str(error), str(error.filename or ""))
         result, refusal, failure = self.share((result, refusal, failure))
+        if refusal is not None or failure is not None:
+            # Rank 0 must not be gone before the others have read why.
+            with suppress(RuntimeError):
+                self.barrier()
         if refusal is not None:
             raise TrainerExit(ExitCode(refusal[0]), refusal[1])
         if failure is not None:

@@ -75,8 +75,13 @@ def encode(documents: list[bytes]) -> NDArray[np.uint16]:
 
 
 def _language_reference() -> list[bytes]:
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise BadConfig(
+            "this Python was installed without pydoc_data, the text of data.source=pydoc; "
+            "use data.source=text with data.path"
+        ) from error
     return [topics[name].encode() for name in sorted(topics)]
 
 

@@ -80,8 +80,16 @@ def _start(identity: RankIdentity, config: ParallelConfig, device: torch.device)
     group: Any = dist.new_group(backend="gloo", timeout=limit)
     dist.monitored_barrier(group=group, timeout=patience)
     # The ranks are together: from here on one collective may take as long as a step, not as long as a start.
-    dist.distributed_c10d._set_pg_timeout(limit)
+    _set_timeout(limit)
     return group
+
+
+def _set_timeout(limit: timedelta) -> None:
+    public: Any = getattr(dist, "set_timeout", None)  # from 2.14 on; before that it was private
+    if public is not None:
+        public(limit)
+    else:
+        dist.distributed_c10d._set_pg_timeout(limit)
 
 
 def _store_of_one() -> Any:

@@ -1,0 +1,38 @@
+"""One zygote for all tests here; one yard, with its own checkpoint folder, for each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .gang import Yard, Zygote
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.trainer)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def yard(zygote: Zygote, tmp_path: Path) -> Iterator[Yard]:
+    tmp_path.chmod(0o777)
+    yard = Yard(zygote, tmp_path)
+    yield yard
+    yard.close()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses of 8 steps on two ranks that nothing disturbed."""
+    yard = Yard(zygote, tmp_path_factory.mktemp("uninterrupted"))
+    return yard.run(ranks=2).losses()
