@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from rerail_api.contract import AgentState
 from rerail_api.status import CheckpointMark, ExcludedNode, IncidentClass, RestartCounts, SamePoint
 from rerail_operator.core.world import Placement, PodPhase, Release

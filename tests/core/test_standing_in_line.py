@@ -1,6 +1,7 @@
 """From applied to admitted, suspended and resumed: sentences about jobs that hold no nodes."""
 
 import pytest
+
 from rerail_api.contract import AgentState
 from rerail_api.status import ConditionType
 from rerail_operator.core.plan import Placement

@@ -7,6 +7,7 @@ from rerail_api.status import ExcludedNode, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
 from .barrier import assemble
+from .evidence import finished_with_zero
 from .gang import Seat
 from .ledger import gathering_stage
 from .names import pod_name
@@ -44,12 +45,18 @@ def gather(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetim
     lost = _placement_lost(world, job, taken, now)
     if lost is not None:
         return lost
-    missing = tuple(seat.node_rank for seat in taken if not seat.filled)
+    missing = tuple(s.node_rank for s in taken if not s.filled and not _is_through(job, s))
     if not missing:
         return assemble(world, job, taken, now)
     if not world.template_frozen:
         return _freeze(job)
     return replace(_fill(world, job, taken, missing, now), memory=stuck_memory(world, taken, now))
+
+
+def _is_through(job: TrainingJob, seat: Seat) -> bool:
+    """Whether this node's part in the released round is done: its pod may end, none takes its place."""
+    round_ = job.status.round
+    return job.status.released_round == round_ and finished_with_zero(seat, round_)
 
 
 def _freeze(job: TrainingJob) -> Outcome:

@@ -53,7 +53,7 @@ def advance(
 
 
 def later_of(written: Ledger, decided: Ledger | None) -> Ledger:
-    """The ledger that is booked further: after a lost reply the written one is ahead of what is remembered."""
+    """The ledger that is booked further: after a lost reply the written one is ahead of the remembered."""
     if decided is None or decided.stage_since is None:
         return written
     if written.stage_since is not None and written.stage_since >= decided.stage_since:
