@@ -16,6 +16,7 @@ from tests.cluster.rig import (
     paths,
     seeds,
     storage,
+    versions,
 )
 from tests.cluster.rig_pods import await_phase, pod
 
@@ -89,15 +90,21 @@ class TestImages:
         nodes.import_image(second)
         assert note_of(real, second) == "second made 65532"
 
-    def test_nodes_start_with_images_that_grew_from_older_ones(
+    def test_nodes_start_with_images_of_which_only_changes_are_unpacked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(seeds, "FOLDER", f"seeds-{tmp_path.name}")
+        layers = paths.cache() / seeds.FOLDER / f"containerd-{versions.CONTAINERD}" / seeds.LAYERS
+        unpacked: dict[str, list[str]] = {}
         try:
             for note in ("old", "new"):
                 image = build(dockerfile(tmp_path, note))
                 with ControlPlane(Options(isolated=True)) as cluster:
                     cluster.real_nodes(1, gpus=1, images=[image])
                     assert note_of(cluster, image) == f"{note} made 65532"
+                unpacked[note] = sorted(path.name for path in layers.iterdir())
         finally:
             shutil.rmtree(paths.cache() / seeds.FOLDER, ignore_errors=True)
+        # One layer came, and the one that it replaces went, as no other rig used it.
+        old, new = set(unpacked["old"]), set(unpacked["new"])
+        assert (len(new - old), len(old - new)) == (1, 1) and len(new) == len(image.layers)

@@ -96,6 +96,8 @@ class ControlPlane:
         self.lifeline.close()
         for process in self.ground.processes if hasattr(self, "ground") else ():
             process.popen.wait(timeout=30)
+        if self.nodes is not None:
+            self.nodes.release()
 
     # ---- what people use ----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from . import archive, node_files, seeds, services
 from .binaries import ensure
@@ -63,6 +63,7 @@ class RealNodes:
     def __init__(self, cluster: "ControlPlane", ground: IsolatedGround) -> None:
         self._cluster, self._ground = cluster, ground
         self._nodes: dict[str, Node] = {}
+        self._seed: IO[str] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -84,7 +85,7 @@ class RealNodes:
             self._prepare(f"node-{number}", number, gpus)
         if stored:
             plans = [node.plan for node in self._nodes.values()]
-            seeds.provide(self._ground, self._binaries, stored, plans)
+            self._seed = seeds.provide(self._ground, self._binaries, stored, plans)
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(self._start_runtime, self._nodes.values()))
         self.import_image(pause)
@@ -94,6 +95,11 @@ class RealNodes:
             self._await_ready(node)
         services.start_proxy(self._cluster, self._ground, self._binaries["kube-proxy"])
         services.start_dns(self._cluster, self._ground, self._binaries["coredns"])
+
+    def release(self) -> None:
+        """After the last process has ended: let go of the images shared with other rigs."""
+        if self._seed is not None:
+            self._seed.close()
 
     # ---- images -----------------------------------------------------------------------------------
 

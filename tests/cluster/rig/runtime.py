@@ -67,6 +67,10 @@ class Runtime:
         """The full names of the images that are here."""
         return set(self.ctr("images", "ls", "-q").split())
 
+    def tag(self, name: str, other: str) -> None:
+        """Give an image another name too."""
+        self.ctr("images", "tag", "--force", name, other)
+
     def remove(self, name: str) -> None:
         """Forget an image."""
         self.ctr("images", "rm", name)
