@@ -199,6 +199,7 @@ PROGRESS_FIELDS: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "total_steps": (int,),
     "loss": (int, float),
+    "first_loss": (int, float),  # the agent fills it in: the first loss that it read in this round
     "tokens": (int,),
     "tokens_per_second": (int, float),
     "checkpoint_step": (int,),

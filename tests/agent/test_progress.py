@@ -25,10 +25,12 @@ def test_the_newest_value_of_every_field_is_kept(tmp_path: Path) -> None:
     append(
         path,
         '{"step": 1, "loss": 3.5, "checkpoint_step": 0}',
-        '{"step": 2, "loss": NaN, "contract": 0, "phase": "train"}',
+        '{"step": 2, "loss": 3.0}',
+        '{"step": 3, "loss": NaN, "contract": 0, "phase": "train"}',
     )
     assert progress.poll(2.0) is True and progress.poll(3.0) is False
-    assert progress.newest == {"phase": "train", "contract": 1, "step": 2, "loss": 3.5, "checkpoint_step": 0}
+    losses = {"first_loss": 3.5, "loss": 3.0}
+    assert progress.newest == {"phase": "train", "contract": 1, "step": 3, "checkpoint_step": 0, **losses}
     assert progress.contract is True and progress.read_at == 2.0
 
 
@@ -79,7 +81,7 @@ def test_the_file_is_cut_and_appending_goes_on(tmp_path: Path) -> None:
                 progress.poll(0.0)
                 assert path.stat().st_size <= 64 * 1024 + 500 * 64
     progress.poll(0.0)
-    assert progress.newest == {"step": 19999, "loss": 1.0}
+    assert progress.newest == {"step": 19999, "loss": 1.0, "first_loss": 1.0}
 
 
 def test_a_writer_without_append_is_read_past_its_hole(tmp_path: Path) -> None:
@@ -103,7 +105,11 @@ def test_a_file_that_began_anew_is_read_from_its_start(tmp_path: Path) -> None:
     append(path, '{"step": 1, "loss": 2.0}', '{"step": 2}')
     progress.poll(0.0)
     path.write_text('{"step": 0}\n')
-    assert progress.poll(0.0) is True and progress.newest == {"step": 0, "loss": 2.0}
+    assert progress.poll(0.0) is True and progress.newest == {
+        "step": 0,
+        "loss": 2.0,
+        "first_loss": 2.0,
+    }
     path.unlink()
     assert progress.poll(0.0) is False
 

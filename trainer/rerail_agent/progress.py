@@ -86,6 +86,9 @@ class ProgressFile:
             return
         contract = self._values.get("contract")
         self._values.update((field, value) for field, value in clean.items() if _bounded(value))
+        if "loss" in clean:
+            # Reports come twice a second; the loss at which a run began must not depend on that.
+            self._values.setdefault("first_loss", clean["loss"])
         if contract == 1:
             self._values["contract"] = 1
         self.read_at = now

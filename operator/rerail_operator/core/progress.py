@@ -39,7 +39,7 @@ def progress_changes(job: TrainingJob, told: Progress | None) -> dict[str, Any]:
     before = job.status.progress
     changes: dict[str, Any] = {}
     if told.step is not None:
-        first = before.first_loss if before.first_loss is not None else told.loss
+        first = next((f for f in (before.first_loss, told.first_loss, told.loss) if f is not None), None)
         changes["progress"] = ProgressStatus(
             step=told.step,
             total_steps=told.total_steps if told.total_steps is not None else before.total_steps,

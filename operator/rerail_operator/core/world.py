@@ -6,7 +6,6 @@ from datetime import datetime
 from enum import StrEnum
 
 from rerail_api.contract import AgentState
-from rerail_api.status import Ledger
 from rerail_api.v1alpha1 import TrainingJob
 
 Resources = Mapping[str, int]
@@ -84,6 +83,7 @@ class Progress:
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
+    first_loss: float | None = None
     tokens: int | None = None
     tokens_per_second: float | None = None
     checkpoint_step: int | None = None
@@ -198,7 +198,6 @@ class World:
     agents: Mapping[str, Agent] = field(default_factory=dict)  # by pod UID
     nodes: Nodes = field(default_factory=lambda: Nodes({}))
     offer: Placement | Refusal | None = None  # the admission pass's answer for a queued job
-    ledger: Ledger | None = None  # newest decided ledger, ahead of the written one
     template_frozen: bool = False  # the revision named in status was read back
     dry_run_passed: bool = False  # the strict dry run of this template revision went through
     rejections: tuple[Rejection, ...] = ()
