@@ -93,6 +93,30 @@ async def test_of_two_jobs_with_room_for_one_the_second_waits_and_then_runs(tmp_
         await there.until("second", phase="Running")
 
 
+async def test_a_place_that_comes_free_without_any_pod_is_taken_at_once(tmp_path: Path) -> None:
+    async with hamlet(tmp_path, nodes=3) as there:
+        # The claim is taken before the write that tells it; here that write has to be made again.
+        there.cluster.faults.add(Fault(FaultKind.CONFLICT, "replace", Kind.JOB))
+        await there.cluster.create(Kind.JOB, "default", job("first"))
+        async with asyncio.timeout(10):
+            while there.cluster.faults.pending:
+                await asyncio.sleep(0.001)
+        await there.cluster.create(Kind.JOB, "default", job("second"))
+        await there.until("second", phase="Queued")
+        await there.cluster.patch(Kind.JOB, "default", "first", {"spec": {"suspend": True}})
+        await there.until("second", phase="Running")
+
+
+async def test_a_job_that_the_server_refuses_keeps_no_other_waiting(tmp_path: Path) -> None:
+    async with hamlet(tmp_path, nodes=2) as there:
+        broken = copy.deepcopy(job("broken"))
+        broken["spec"]["template"]["spec"]["containers"][0]["resourcez"] = {}
+        await there.cluster.create(Kind.JOB, "default", broken)
+        await there.cluster.create(Kind.JOB, "default", job("second"))
+        await there.until("second", phase="Running")
+        await there.until("broken", phase="Queued", reason="TemplateRejected")
+
+
 async def test_a_template_that_the_server_refuses_is_told_and_nothing_is_claimed(tmp_path: Path) -> None:
     async with hamlet(tmp_path) as there:
         broken = copy.deepcopy(job())

@@ -1,5 +1,6 @@
 """Standing in line and standing aside: admission, suspension, and giving nodes back."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from rerail_api.status import ConditionType, Phase, Stage
@@ -57,7 +58,7 @@ def queue(world: World, job: TrainingJob, now: datetime) -> Outcome:
         return _held(Reason.INVALID_SPEC, invalid)
     if may_still_run(world):
         return _clear_old_pods(world)
-    refused = _fresh_rejection(world, now)
+    refused = fresh_rejection(world.rejections, now)
     if refused is not None:
         return _rejected(job, refused, now)
     offer = world.offer
@@ -107,8 +108,9 @@ def _clear_old_pods(world: World) -> Outcome:
     )
 
 
-def _fresh_rejection(world: World, now: datetime) -> Rejection | None:
-    for rejection in world.rejections:
+def fresh_rejection(rejections: Iterable[Rejection], now: datetime) -> Rejection | None:
+    """The server's no to the job's objects, until it is time to ask again."""
+    for rejection in rejections:
         if rejection.action == NAME_TAKEN:
             continue
         if now < rejection.at + (RETRY_QUOTA if rejection.retriable else RETRY_TEMPLATE):

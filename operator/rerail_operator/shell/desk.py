@@ -1,6 +1,6 @@
 """The admission desk: jobs parsed once, their memories, and one serial answer to all who wait for nodes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rerail_api.status import ConditionType
 from rerail_api.v1alpha1 import InvalidJob, TrainingJob, parse_job
@@ -8,7 +8,7 @@ from rerail_operator.core.admission import Queued, plan_admissions
 from rerail_operator.core.placement import gang_request
 from rerail_operator.core.pod_resources import pod_request
 from rerail_operator.core.quantities import BadQuantity
-from rerail_operator.core.queueing import KUEUE_LABEL, why_invalid
+from rerail_operator.core.queueing import KUEUE_LABEL, fresh_rejection, why_invalid
 from rerail_operator.core.waiting import avoided
 from rerail_operator.core.world import Nodes, Placement, Refusal, Resources, World
 
@@ -25,13 +25,17 @@ STALE_SECONDS = 0.4
 class AdmissionDesk:
     """Plans who starts next over one snapshot; the answers hold until something changes."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, accelerators: tuple[str, ...]) -> None:
+    def __init__(
+        self, fleet: Fleet, clock: Clock, accelerators: tuple[str, ...], on_offer: Callable[[str], None]
+    ) -> None:
         self._fleet = fleet
+        self._on_offer = on_offer
         self._clock = clock
         self._accelerators = accelerators
         self._memories: dict[str, JobMemory] = {}
         self._parsed: dict[JobKey, tuple[str, TrainingJob | None, str]] = {}
         self._offers: Mapping[str, Placement | Refusal] = {}
+        self._refused: set[str] = set()  # by the last answers
         self._planned_at = float("-inf")
         self._stale = True
 
@@ -57,6 +61,13 @@ class AdmissionDesk:
         """Nodes were claimed or given back: no answer of before may be given once more."""
         self._offers = {}
 
+    def claim(self, uid: str, claim: Placement | None) -> None:
+        """What this job's last plan claims."""
+        memory = self.memory(uid)
+        before, memory.claim = memory.claim, claim
+        if claim != before:
+            self.claims_changed()
+
     def read(self, key: JobKey, raw: Object) -> tuple[TrainingJob | None, str]:
         """The job parsed, or None and why not; parsed once per resourceVersion."""
         version = f"{raw['metadata']['uid']}/{raw['metadata'].get('resourceVersion', '')}"
@@ -80,9 +91,22 @@ class AdmissionDesk:
         """The answer to a waiting job; None when it does not stand in line."""
         overdue = self._stale and self._clock.monotonic() - self._planned_at >= STALE_SECONDS
         if overdue or uid not in self._offers:
-            self._stale, self._planned_at = False, self._clock.monotonic()
-            self._offers = self._plan()
+            self._answer(but=uid)
         return self._offers.get(uid)
+
+    def look_again(self) -> None:
+        """What has changed may have made room for somebody who was refused, and nobody else may ask for long."""
+        if self._refused and (self._stale or not self._offers):
+            self._answer(but="")
+
+    def _answer(self, but: str) -> None:
+        """New answers; jobs that were refused and have a place now are told so, `but` the one that asks."""
+        self._stale, self._planned_at = False, self._clock.monotonic()
+        self._offers = self._plan()
+        refused = {uid for uid, answer in self._offers.items() if isinstance(answer, Refusal)}
+        for uid in (self._refused - refused - {but}) & self._offers.keys():
+            self._on_offer(uid)
+        self._refused = refused
 
     def _plan(self) -> Mapping[str, Placement | Refusal]:
         queue: list[Queued] = []
@@ -108,6 +132,8 @@ class AdmissionDesk:
     def _queued(self, job: TrainingJob) -> Queued | None:
         if job.spec.suspend or KUEUE_LABEL in job.metadata.labels:
             return None
+        if fresh_rejection(self.memory(job.metadata.uid).rejections, self._clock.now()) is not None:
+            return None  # it cannot start now, so it may not hold a place against others
         world = World(job.metadata.uid, job, accelerators=self._accelerators)
         if why_invalid(world, job):
             return None

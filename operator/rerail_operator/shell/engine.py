@@ -48,13 +48,14 @@ class Engine:
         self._settings = settings
         self.queue: WorkQueue[JobKey] = WorkQueue(clock)
         self.fleet = Fleet(cluster, self._job_changed, self._capacity_changed)
-        self.desk = AdmissionDesk(self.fleet, clock, settings.making.accelerators)
+        self.desk = AdmissionDesk(self.fleet, clock, settings.making.accelerators, on_offer=self._wake)
         applier = Applier(cluster, coordinator, self.fleet, settings.making, clock)
         senses = Senses(self.fleet, coordinator, self.desk, clock)
         self.reconciler = Reconciler(cluster, senses, applier, settings.making.accelerators)
         self._keys: dict[str, JobKey] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._leads = False
+        self._look: asyncio.TimerHandle | None = None
         self.failures = 0  # passes that ended in an unexpected exception
         self.passes = 0
 
@@ -76,6 +77,9 @@ class Engine:
 
     def agent_changed(self, job_uid: str) -> None:
         """An agent of this job said something new."""
+        self._wake(job_uid)
+
+    def _wake(self, job_uid: str) -> None:
         key = self._keys.get(job_uid)
         if key is not None:
             self.enqueue(key)
@@ -86,6 +90,13 @@ class Engine:
         if raw is not None:
             self._keys[raw["metadata"]["uid"]] = key
         self.enqueue(key)
+        if self._leads and self._look is None:
+            # A job that starts, ends or steps aside changes what others may have.
+            self._look = asyncio.get_running_loop().call_later(WAITING_JOBS_DELAY, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self.desk.look_again()
 
     def _capacity_changed(self) -> None:
         """Room may have appeared: whoever waits is looked at again; nodes may be lost: whoever runs too."""
@@ -130,6 +141,8 @@ class Engine:
     async def stop(self) -> None:
         """Stop acting at once; the cluster is left as it is."""
         self._leads = False
+        if self._look is not None:
+            self._look.cancel()
         await _end(self._workers)
         self._workers.clear()
         await self.fleet.stop()

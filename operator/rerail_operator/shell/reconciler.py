@@ -93,7 +93,7 @@ class Reconciler:
         if not memory.passed:
             memory.passed = True
             self._senses.desk.claims_changed()
-        self._remember(memory, plan)
+        self._remember(uid, memory, plan)
         for hook in self.on_pass:
             hook(key, world, plan)
         if world.job is None:
@@ -109,7 +109,10 @@ class Reconciler:
         if plan.status is not None:
             await self._publish(key, raw, plan.status, memory)
         self._record(world.job, plan.notes)
-        learned = memory.rejections != world.rejections or self._learned(memory, world)
+        rejected = memory.rejections != world.rejections
+        if rejected:
+            self._senses.desk.claims_changed()  # whoever cannot start keeps nobody waiting
+        learned = rejected or self._learned(memory, world)
         if not complete or learned:
             return timedelta(0)
         return plan.requeue_after
@@ -143,7 +146,7 @@ class Reconciler:
             accelerators=self._accelerators,
         )
 
-    def _remember(self, memory: JobMemory, plan: Plan) -> None:
+    def _remember(self, uid: str, memory: JobMemory, plan: Plan) -> None:
         memory.notes = plan.memory
         if plan.status is not None:
             memory.decided = plan.status
@@ -152,9 +155,7 @@ class Reconciler:
             claim = plan.placement
         elif plan.status is None or not plan.status.is_true(ConditionType.ADMITTED):
             claim = None
-        if claim != memory.claim:
-            memory.claim = claim
-            self._senses.desk.claims_changed()
+        self._senses.desk.claim(uid, claim)
 
     def _learned(self, memory: JobMemory, world: World) -> bool:
         """Whether applying taught something that the next pass can act on at once."""
