@@ -224,7 +224,7 @@ class Scene:
         """The scene after the plan's status is stored and its memory handed on; no action has had effect."""
         plan = self.plan()
         assert plan.status is not None
-        kept = {"memory": plan.memory, "ledger": plan.status.ledger}
+        kept: dict[str, Any] = {"memory": plan.memory}
         if plan.placement is not None:
             kept["claim"] = plan.placement
         return self._with_job(status=plan.status).see(**kept)

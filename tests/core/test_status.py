@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rerail_api.contract import AgentState, ProgressPhase
 from rerail_api.status import CheckpointMark, ConditionType, Incident, IncidentClass, Ledger, Stage
 from rerail_operator.core.ledger import advance, lost_between
+from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.publish import SOFT_INTERVAL, write_due
 from rerail_operator.core.world import Progress
 
@@ -211,12 +212,20 @@ def test_ettr_leaves_out_queue_and_suspension() -> None:
     assert ledger.ettr == pytest.approx(30 / 40)
 
 
-def test_a_remembered_ledger_that_is_behind_the_written_one_is_not_believed() -> None:
+def test_what_was_decided_runs_ahead_of_what_is_written() -> None:
+    stored = running().written().job.status
+    decided = running().later(2).steps(9, loss=1.0).written().job.status
+    ahead = overlaid(stored, decided)
+    assert (ahead.ledger, ahead.progress) == (decided.ledger, decided.progress)
+    assert overlaid(stored, None) == stored
+
+
+def test_what_was_decided_is_not_believed_where_the_written_is_ahead() -> None:
     """A write whose reply was lost: what is remembered is older than what is stored."""
-    scene = released().status(ledger=Ledger(stage=Stage.START, stage_since=after(8), lost_seconds={Stage.START: 8}))
-    stale = Ledger(stage=Stage.RENDEZVOUS, stage_since=after(3), lost_seconds={Stage.START: 3})
-    plan = scene.see(ledger=stale).later(10).plan()
-    assert plan.status is not None and plan.status.ledger.lost_seconds == {Stage.START: 10}
+    decided = running().later(2).steps(9).written().job.status
+    stored = running().exits(0, code=1).exits(1, code=1).later(5).written().job.status
+    assert stored.round == 2
+    assert overlaid(stored, decided) == stored
 
 
 def test_a_superseded_incident_keeps_what_it_had_cost() -> None:

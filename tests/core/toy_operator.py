@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from rerail_api.status import ConditionType, Ledger
+from rerail_api.status import ConditionType, TrainingJobStatus
 from rerail_operator.core.admission import Queued, plan_admissions
 from rerail_operator.core.decide import decide
 from rerail_operator.core.gang import seats
+from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.placement import gang_request
 from rerail_operator.core.plan import (
     Action,
@@ -50,7 +51,7 @@ class Mind:
     """What a running operator knows of one job and may forget at any time."""
 
     memory: dict[str, datetime] = field(default_factory=dict)
-    ledger: Ledger | None = None
+    decided: TrainingJobStatus | None = None
     claim: Placement | None = None
     frozen: str = ""  # the template revision that was read back
     tried: str = ""  # the generation whose dry run passed
@@ -58,6 +59,7 @@ class Mind:
     rejected_in: int = 0  # the round that they speak of
     written_at: datetime | None = None
     due: datetime | None = None
+    passed: bool = False  # looked at since the operator began
     changes_seen: int = -1
 
 
@@ -138,6 +140,7 @@ class ToyOperator:
         if mind.rejected_in != job.status.round:
             mind.rejections, mind.rejected_in = (), job.status.round
         offer = None
+        job = job.model_copy(update={"status": overlaid(job.status, mind.decided)})
         waiting = not job.status.is_true(ConditionType.ADMITTED) and not job.spec.suspend
         if waiting and not job.status.finished:
             offer = self._offers().get(uid)
@@ -148,7 +151,6 @@ class ToyOperator:
             agents={p.uid: self.picture[p.uid] for p in pods if p.uid in self.picture},
             nodes=self.nodes(besides=uid),
             offer=offer,
-            ledger=mind.ledger,
             template_frozen=mind.frozen == (job.status.template_revision or "?"),
             dry_run_passed=mind.tried == str(job.metadata.generation),
             rejections=mind.rejections,
@@ -194,8 +196,7 @@ class ToyOperator:
             if status.finished or job.spec.suspend:
                 continue
             if status.is_true(ConditionType.ADMITTED):
-                claim = self.minds.setdefault(uid, Mind()).claim
-                settled = settled and (claim is not None or not self._unfilled(uid))
+                settled = settled and self.minds.setdefault(uid, Mind()).passed
             elif not any(p.job == uid and not p.seen.ended for p in self.cluster.pods.values()):
                 request = gang_request(job.spec.template, job.spec.num_nodes, avoided(job, now))
                 created = job.metadata.creation_timestamp or now
@@ -210,26 +211,27 @@ class ToyOperator:
         plan = decide(world, self.cluster.now)
         self.witness(uid, world, plan)
         version = world.job.metadata.resource_version
+        self._remember(mind, plan)  # as the shell does: before it is known what becomes of the plan
         if plan.intent:
             assert plan.status is not None and plan.actions == ()
             self._write(uid, plan, version, mind)
-            self._remember(mind, plan)
             return plan
-        self._remember(mind, plan)
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, (DeletePod, DeleteGang))):
             self._fate(lambda action=action: self._apply(uid, action, mind))  # type: ignore[misc]
         if plan.status is not None:
             since = self.cluster.now - (mind.written_at or self.cluster.now - timedelta(hours=1))
-            if write_due(world.job.status, plan.status, since):
+            if write_due(self.cluster.jobs[uid].status, plan.status, since):
                 self._write(uid, plan, version, mind)
         return plan
 
     def _remember(self, mind: Mind, plan: Plan) -> None:
-        mind.memory = dict(plan.memory)
+        mind.memory, mind.passed = dict(plan.memory), True
         if plan.status is not None:
-            mind.ledger = plan.status.ledger
+            mind.decided = plan.status
         if plan.placement is not None:
             mind.claim = plan.placement
+        elif plan.status is None or not plan.status.is_true(ConditionType.ADMITTED):
+            mind.claim = None
 
     def _write(self, uid: str, plan: Plan, version: str, mind: Mind) -> None:
         assert plan.status is not None

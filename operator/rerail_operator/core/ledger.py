@@ -52,15 +52,6 @@ def advance(
     )
 
 
-def later_of(written: Ledger, decided: Ledger | None) -> Ledger:
-    """The ledger that is booked further: after a lost reply the written one is ahead of the remembered."""
-    if decided is None or decided.stage_since is None:
-        return written
-    if written.stage_since is not None and written.stage_since >= decided.stage_since:
-        return written
-    return decided
-
-
 def lost_between(before: Ledger, after: Ledger) -> dict[Stage, float]:
     """What was lost from one ledger to a later one of the same job, by stage."""
     lost = {

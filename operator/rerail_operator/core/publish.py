@@ -16,7 +16,7 @@ from rerail_api.v1alpha1 import TrainingJob
 
 from .conditions import condition, with_condition
 from .gang import Seat
-from .ledger import advance, charge, later_of, lost_between, running_stage
+from .ledger import advance, charge, lost_between, running_stage
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
@@ -31,7 +31,7 @@ SOFT_FIELDS = frozenset({"progress", "last_checkpoint", "ledger", "incidents", "
 def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Outcome, now: datetime) -> Plan:
     """The plan for `outcome`, its status complete."""
     told = newest(world, job.status.round)
-    before = later_of(job.status.ledger, world.ledger)
+    before = job.status.ledger
     base = job.status.model_copy(
         update={
             **progress_changes(job, told),
