@@ -124,7 +124,7 @@ def set_up():
     if not own_torch:
         install_torch(python, uv)
     say("installing rerail and what `rerail run` needs (about 30 MB)")
-    install(python, uv, ["-e", ROOT + "[local]"])
+    install(python, uv, ["--quiet", "-e", ROOT + "[local]"])
     if not torch_home(python):
         raise CannotSetUp(f"torch does not load in {folder}; remove that folder and try again")
     with open(stamp, "w") as file:

@@ -184,3 +184,19 @@ def test_on_a_terminal_a_run_is_a_panel() -> None:
 
 def test_a_log_line_cannot_move_the_terminal() -> None:
     assert plain("\x1b[2J\x1b[31mred\x1b[0m\ttab\rback\x07") == "red tab back "
+
+
+def test_on_a_terminal_changes_stay_readable_above_the_panel() -> None:
+    out = Terminal()
+    view = View(a_job({"phase": "Running", "reason": "AllRanksRunning", "round": 1}))
+    screen = LiveScreen(Console(out, out), view)
+    screen.start()
+    screen.refresh(0.0)
+    screen.refresh(0.1)
+    view.job_changed(
+        a_job({"phase": "Restarting", "reason": "FaultSeen", "round": 1, "message": "rank 3 was killed"})
+    )
+    screen.refresh(0.2)
+    screen.stop()
+    assert out.getvalue().count("Running: AllRanksRunning, round 1") == 1
+    assert out.getvalue().count("Restarting: FaultSeen, round 1. rank 3 was killed") == 1

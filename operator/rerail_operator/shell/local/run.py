@@ -47,10 +47,9 @@ def run_job(options: RunOptions, console: Console) -> int:
     prepared = prepare(options, ACCELERATORS)
     for document in prepared.manifest.ignored:
         console.complain(f"{prepared.manifest.path}: {document} is left aside; only the TrainingJob is run")
-    with _workdir(options, console) as workdir:
-        run_id = secrets.token_hex(16)
-        with _guarded(run_id):
-            return asyncio.run(_Run(prepared, workdir, run_id, console).run())
+    run_id = secrets.token_hex(16)
+    with _workdir(options, console) as workdir, _guarded(run_id):
+        return asyncio.run(_Run(prepared, workdir, run_id, console).run())
 
 
 class _Run:
@@ -143,7 +142,7 @@ class _Run:
         )
 
     def _heard(self, node_rank: int, line: str) -> None:
-        self._view.tail.append(plain(f"{node_rank}: {line}"))
+        self._view.tail.append(plain(line if line.startswith("[rank ") else f"node {node_rank}: {line}"))
 
     def _hear_signals(self, session: Session) -> None:
         loop = asyncio.get_running_loop()
@@ -179,7 +178,8 @@ def _workdir(options: RunOptions, console: Console) -> Iterator[Workdir]:
     except state.Busy as error:
         raise BadRun(str(error)) from None
     finally:
-        if temporary and options.keep:
+        # What was saved on Ctrl-C must not be lost because nobody had named a folder for it.
+        if temporary and (options.keep or state.can_go_on(state.load(root / "job.json"))):
             console.say(f"kept: {root} (checkpoints/, logs/); go on with --workdir {root}")
         elif temporary:
             shutil.rmtree(root, ignore_errors=True)

@@ -52,7 +52,7 @@ class LineScreen:
     def __init__(self, console: Console, view: View) -> None:
         self._console = console
         self._view = view
-        self._shown: tuple[str, ...] = ()
+        self._changes = Changes(view)
         self._step: int | None = None
         self._step_at = float("-inf")
 
@@ -67,11 +67,8 @@ class LineScreen:
         self._console.say(text)
 
     def refresh(self, now: float) -> None:
-        status = self._view.job.status
-        state = (str(status.phase or ""), status.reason, str(status.round))
-        if state != self._shown and status.phase:
-            self._shown = state
-            self._console.say(f"{status.phase}: {status.reason}, round {status.round}. {status.message}")
+        for line in self._changes.lines():
+            self._console.say(line)
         self._show_step(now)
 
     def _show_step(self, now: float) -> None:
@@ -87,6 +84,7 @@ class LiveScreen:
 
     def __init__(self, console: Console, view: View) -> None:
         self._view = view
+        self._changes = Changes(view)
         self._live = Live(
             console=RichConsole(file=console.out, highlight=False),
             get_renderable=self.render,
@@ -104,7 +102,9 @@ class LiveScreen:
         self._live.console.print(Text(text))
 
     def refresh(self, now: float) -> None:
-        """The panel reads the view by itself, some times a second."""
+        """The panel reads the view by itself, some times a second; changes stay readable above it."""
+        for line in self._changes.lines():
+            self.tell(line)
 
     def render(self) -> RenderableType:
         """The whole panel as it is now."""
@@ -133,6 +133,23 @@ class LiveScreen:
         row = Table.grid(padding=(0, 2))
         row.add_row(ProgressBar(total=view.total_steps, completed=view.step, width=48), Text(eta(view)))
         return row
+
+
+class Changes:
+    """Tells each change of phase, reason or round once."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._told: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What has changed since the last call, as at most one line."""
+        status = self._view.job.status
+        state = (str(status.phase or ""), status.reason, str(status.round))
+        if state == self._told or not status.phase:
+            return []
+        self._told = state
+        return [f"{status.phase}: {status.reason}, round {status.round}. {status.message}".rstrip(". ")]
 
 
 def figures(view: View) -> list[str]:

@@ -69,6 +69,17 @@ def _goes_on(remembered: Object, metadata: Any) -> bool:
     return same and not job.status.finished
 
 
+def can_go_on(remembered: Object | None) -> bool:
+    """Whether a next run has something to continue: a job that was suspended behind a checkpoint."""
+    if remembered is None:
+        return False
+    try:
+        status = parse_job(remembered).status
+    except InvalidJob:
+        return False
+    return not status.finished and status.last_checkpoint is not None
+
+
 def load(path: Path) -> Object | None:
     """The job as the last run left it; None where there is none or it cannot be read."""
     try:
