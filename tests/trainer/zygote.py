@@ -7,14 +7,15 @@ here, through the observer that the trainer's entry takes; the trainer itself ha
 
 import json
 import os
+import pydoc_data.topics  # noqa: F401  a changed user may not be able to read it
 import signal
 import sys
 from typing import Any
 
-import pydoc_data.topics  # noqa: F401  a changed user may not be able to read it
 import torch
-import torch.distributed.fsdp  # noqa: F401  imported before forking, as all that is slow
-import torch.distributed.tensor  # noqa: F401
+import torch.distributed.fsdp
+import torch.distributed.tensor
+
 from rerail_trainer import startup  # noqa: F401
 from rerail_trainer.__main__ import leave, main
 from rerail_trainer.checkpoint.save import SavePoint

@@ -135,7 +135,7 @@ def _spoken(kind: type) -> str:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    # A key in the wrong section is the commonest slip, so the last part alone is compared as well.
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    match = match or [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
+    # The right key in the wrong section is the commonest slip.
+    match = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
+    match = match or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else f"; known are: {', '.join(known)}"

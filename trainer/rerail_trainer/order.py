@@ -46,15 +46,15 @@ def _permuted(places: NDArray[np.int64], size: int, key: np.uint64) -> NDArray[n
 def _feistel(values: NDArray[np.uint64], half_bits: np.uint64, key: np.uint64) -> NDArray[np.uint64]:
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = values >> half_bits, values & mask
-    for turn in range(ROUNDS):
-        with np.errstate(over="ignore"):
-            left, right = right, left ^ (_mixed(right + np.uint64(turn), key) & mask)
+    # A key for each round: with one key for all, neighbouring samples get neighbouring windows far too often.
+    for round_key in _mixed(np.arange(ROUNDS, dtype=np.uint64), key):
+        left, right = right, left ^ (_mixed(right, round_key) & mask)
     return (left << half_bits) | right
 
 
 def _mixed(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
-        mixed = values + key * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+        mixed = (values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ key
         for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * multiplier
         return mixed ^ (mixed >> np.uint64(31))

@@ -90,10 +90,10 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
     ready.reports.phase(ProgressPhase.COMPILE)
     rehearse(ready)
     seed_random_state(config.run.seed, 0, rank)
-    start = _resume(ready, data_digest) if ready.series is not None else Start(None, ())
+    start = _resume(ready, data_digest) if ready.series is not None else Start(None)
     if ready.series is not None and observer is not None:
         ready.series.observe_saves(observer)
-    if start.set_aside and start.loaded is None:
+    if start.spoilt:
         fill(ready.layout.model, config.run.seed)
         ready.optimizer.reset()
     ready.reports.started(start.step, start.step if start.loaded else None)

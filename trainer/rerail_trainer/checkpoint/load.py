@@ -45,7 +45,9 @@ class Loader:
     ) -> None:
         self._control, self._storage, self._training, self._say = control, storage, training, say
         self.set_aside: list[str] = []
-        """Folders found damaged and renamed, newest first."""
+        """Folders found damaged and renamed, newest first; known to rank 0 alone."""
+        self.spoilt = False
+        """Whether a step was partly read into the state before it was given up; equal on all ranks."""
 
     def load(self, state: TrainingState, seed: int) -> Loaded | None:
         """Fills `state` in place. None, with `state` spoilt, when no step can be loaded.
@@ -62,6 +64,7 @@ class Loader:
             except Damaged as error:
                 problem = str(error)
             problems = [text for text in self._control.collect(problem) if text]
+            self.spoilt = bool(problems)
             if not problems:
                 return Loaded(manifest, manifest.world_size == self._control.world_size)
             self._control.first_rank_does(

@@ -34,10 +34,14 @@ RETIRING_CODES = (
 
 @dataclass(frozen=True)
 class Start:
-    """From where training begins: `loaded` is None for step 0."""
+    """From where training begins: `loaded` is None for step 0.
+
+    `spoilt`: the state then needs its first values again.
+    """
 
     loaded: Loaded | None
-    set_aside: tuple[str, ...]
+    set_aside: tuple[str, ...] = ()
+    spoilt: bool = False
 
     @property
     def step(self) -> int:
@@ -64,7 +68,7 @@ class Series:
         """
         loader = Loader(self._control, self._storage, training, self.say)
         loaded = loader.load(state, seed) if config.resume == "auto" else None
-        start = Start(loaded, tuple(loader.set_aside))
+        start = Start(loaded, tuple(loader.set_aside), loader.spoilt)
         self._refuse_lost_steps(config, start)
         self._control.first_rank_does(lambda: rounds.record_start(self._storage, self._tenure, start.step))
         if self._tenure.taken_over is not None and self._control.first:

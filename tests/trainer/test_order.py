@@ -1,0 +1,99 @@
+"""Data order is a pure function of the sample index: every window once per epoch, on any number of ranks."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerail_trainer.config import BatchConfig, Config, DataConfig, ModelConfig
+from rerail_trainer.corpus import END_OF_DOCUMENT, encode, open_corpus
+from rerail_trainer.feed import Feed, share_of
+from rerail_trainer.order import window_of
+
+SIZES = st.integers(1, 3000)
+SEEDS = st.integers(0, 2**63)
+
+
+@given(windows=SIZES, seed=SEEDS, epoch=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_every_window_comes_once_per_epoch(windows: int, seed: int, epoch: int) -> None:
+    samples = np.arange(epoch * windows, (epoch + 1) * windows)
+    assert sorted(window_of(samples, windows, seed)) == list(range(windows))
+
+
+@given(windows=SIZES, seed=SEEDS, samples=st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_a_sample_has_the_same_window_in_whatever_company_it_is_asked_for(
+    windows: int, seed: int, samples: list[int]
+) -> None:
+    together = window_of(np.array(samples), windows, seed)
+    alone = [int(window_of(np.array([sample]), windows, seed)[0]) for sample in samples]
+    assert together.tolist() == alone
+
+
+def test_order_differs_between_epochs_and_seeds_and_is_no_run() -> None:
+    first = window_of(np.arange(1000), 1000, seed=1).tolist()
+    assert first != window_of(np.arange(1000, 2000), 1000, seed=1).tolist()
+    assert first != window_of(np.arange(1000), 1000, seed=2).tolist()
+    assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(first)) < 20
+
+
+def test_without_shuffling_windows_come_as_they_lie() -> None:
+    assert window_of(np.arange(5), 3, seed=1, shuffle=False).tolist() == [0, 1, 2, 0, 1]
+
+
+CONFIG = Config(model=ModelConfig(seq_len=16), batch=BatchConfig(tokens_per_step=256, micro_batch=4))
+
+
+def rows(step: int, world_size: int) -> torch.Tensor:
+    corpus = open_corpus(DataConfig())
+    feeds = [
+        Feed(CONFIG, corpus, share_of(CONFIG, rank, world_size), torch.device("cpu"))
+        for rank in range(world_size)
+    ]
+    return torch.cat([feed.rows(step) for feed in feeds])
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8, 16])
+def test_ranks_together_take_the_same_sequences_whatever_their_number(world_size: int) -> None:
+    for step in (0, 7, 10_000):
+        assert torch.equal(rows(step, world_size), rows(step, 1))
+
+
+def test_taking_steps_in_any_order_gives_the_same_micro_batches() -> None:
+    feed = Feed(CONFIG, open_corpus(DataConfig()), share_of(CONFIG, 0, 2), torch.device("cpu"))
+    straight = [feed.take(step) for step in range(4)]
+    again = [feed.take(step) for step in (3, 1, 0, 2)]
+    for step, got in zip((3, 1, 0, 2), again, strict=True):
+        for (inputs, targets), (wanted_inputs, wanted_targets) in zip(got, straight[step], strict=True):
+            assert inputs.shape == (4, 16)
+            assert torch.equal(inputs, wanted_inputs)
+            assert torch.equal(targets, wanted_targets)
+
+
+def test_targets_are_the_inputs_one_token_on() -> None:
+    feed = Feed(CONFIG, open_corpus(DataConfig()), share_of(CONFIG, 0, 1), torch.device("cpu"))
+    inputs, targets = feed.take(0)[0]
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_documents_end_with_their_own_token() -> None:
+    assert encode([b"ab", b"c"]).tolist() == [97, 98, END_OF_DOCUMENT, 99, END_OF_DOCUMENT]
+
+
+def test_shards_give_their_tokens_across_borders(tmp_path: object) -> None:
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    tokens = np.arange(100, dtype="<u2")
+    for index, part in enumerate((tokens[:37], tokens[37:])):
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = (20240520, 1, len(part))
+        (folder / f"{index}.bin").write_bytes(header.tobytes() + part.tobytes())
+    corpus = open_corpus(DataConfig(source="shards", path=str(folder)))
+    assert corpus.tokens == 100
+    assert corpus.slice(30, 20).tolist() == list(range(30, 50))
+    assert corpus.slice(99, 1).tolist() == [99]
