@@ -247,6 +247,7 @@ class Coordinator:
                 )
                 await connection.settled
         except TimeoutError:
+            log.info("a peer has not authenticated within %g s and is dropped", self._limits.authenticate)
             connection.refuse(f"not authenticated within {self._limits.authenticate:g} s")
         except OSError as error:  # includes ssl.SSLError: not our protocol, or a peer that left
             log.debug("an agent's connection failed before its hello: %s", error)

@@ -178,7 +178,21 @@ def _progress(report: ReportFrame, now: datetime, known: Progress | None) -> Pro
 
 def is_transition(before: Agent, after: Agent) -> bool:
     """Whether a report says something that a pass must see at once; progress alone can wait a moment."""
-    return replace(before, progress=None, last_seen=after.last_seen) != replace(after, progress=None)
+    return _facts(before) != _facts(after)
+
+
+def _facts(agent: Agent) -> tuple[object, ...]:
+    """All that an agent says but its progress; a tuple, because every heartbeat is compared."""
+    return (
+        agent.state,
+        agent.round,
+        agent.connected,
+        agent.ranks_alive,
+        agent.address,
+        agent.port,
+        agent.release,
+        agent.exit,
+    )
 
 
 def is_reflected(order: Order, agent: Agent) -> bool:

@@ -112,7 +112,7 @@ class Operator:
             try:
                 authority = await load_or_create_authority(self._cluster, *where, self._clock)
             except (ClusterError, AuthorityUnreadable) as error:
-                self._tell("authority", str(error))
+                self._tell("authority", f"Secret {'/'.join(where)}: {error}")
                 await self._pause()
             else:
                 self.problems["authority"] = ""
