@@ -37,5 +37,17 @@ cluster: ## a real Kubernetes on this machine with Rerail installed (Linux, root
 cluster-down: ## take it down
 	@$(VENV_PYTHON) -m tests.cluster.rig down
 
+kind-up: ## Rerail in a kind cluster with pretended GPUs (Docker, kind)
+	@$(PYTHON) scripts/kind.py up
+
+kind-down: ## take the kind cluster down
+	@$(PYTHON) scripts/kind.py down
+
+images: ## REGISTRY=... [TAG=...]: build and push both images, print the chart's values
+	@REGISTRY="$(REGISTRY)" TAG="$(TAG)" $(PYTHON) scripts/images.py
+
+bundle: ## one archive with images, chart and CRD for a site without internet
+	@$(PYTHON) scripts/bundle.py
+
 bench: ## gang start and restart at 200 and 1,875 nodes against the floor (Go)
 	@$(VENV_PYTHON) -m bench
