@@ -122,7 +122,6 @@ def test_a_fault_is_due_once_and_in_order() -> None:
         Fault(FaultKind.KILL, 1, 9),
     )
     schedule = Schedule([first, second, late])
-    assert schedule.due(None) == []
     assert schedule.due(2) == []
     assert schedule.due(6) == [first, second]
     assert schedule.due(6) == []

@@ -75,17 +75,23 @@ def test_a_stopped_pod_saves_and_nobody_is_charged(tmp_path: Path, new_run: NewR
 
 
 def test_a_plain_pytorch_script_is_ranked_restarted_and_reported(new_run: NewRun) -> None:
-    run = new_run(ROOT / "examples" / "02-plain-pytorch" / "job.yaml")
-    run.until(lambda: "Running" in run.output, "running")
+    run = new_run(ROOT / "examples" / "02-plain-pytorch" / "job.yaml", "--inject", "kill:rank=1,step=0")
     assert run.finish() == 0, run.output
-    assert run.report["phase"] == "Complete"
-    assert run.report["progress"]["step"] is None
+    report = run.report
+    assert (report["phase"], report["round"]) == ("Complete", 2)
+    assert report["progress"]["step"] is None
+    incident = report["incidents"][0]
+    assert (incident["signal"], incident["rank"]) == ("SIGKILL", 1)
 
 
 def test_torchrun_starts_the_ranks_of_each_node(new_run: NewRun) -> None:
-    run = new_run(ROOT / "examples" / "03-torchrun" / "job.yaml")
+    run = new_run(ROOT / "examples" / "03-torchrun" / "job.yaml", "--inject", "kill:rank=3,step=0")
     assert run.finish() == 0, run.output
-    assert run.report["phase"] == "Complete"
+    report = run.report
+    assert (report["phase"], report["round"]) == ("Complete", 2)
+    # The killed rank is found in torchrun's error file, not torchrun's own exit code.
+    incident = report["incidents"][0]
+    assert (incident["signal"], incident["nodeRank"]) == ("SIGKILL", 1)
     logs = "".join(path.read_text() for path in (run.workdir / "logs").iterdir())
     for rank in range(4):
         assert f"rank {rank}" in logs

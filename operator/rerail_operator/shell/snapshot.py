@@ -23,8 +23,7 @@ from rerail_operator.core.waiting import avoided
 from rerail_operator.core.world import Agent, Node, Nodes, Placement, Refusal, Rejection, World
 from rerail_operator.shell.cluster import Object
 from rerail_operator.shell.observe import observe_node, observe_pod, pod_requests
-
-ACCELERATORS = ("nvidia.com/gpu", "amd.com/gpu")
+from rerail_operator.shell.settings import DEFAULT_ACCELERATORS
 
 
 class BadSnapshot(ValueError):
@@ -104,7 +103,7 @@ def _scene(raw: Mapping[str, Any]) -> Scene:
         leading_since=msgspec.convert(known.get("leadingSince"), datetime | None),
         claim=Placement({int(rank): node for rank, node in claim.items()}) if claim else None,
         memory=msgspec.convert(known.get("memory") or {}, dict[str, datetime]),
-        accelerators=tuple(known.get("accelerators") or ACCELERATORS),
+        accelerators=tuple(known.get("accelerators") or DEFAULT_ACCELERATORS),
     )
     return Scene(world, now)
 

@@ -100,10 +100,8 @@ class Schedule:
 
     waiting: list[Fault]
 
-    def due(self, step: int | None) -> list[Fault]:
+    def due(self, step: int) -> list[Fault]:
         """Take out, in the order given, the faults whose step is finished."""
-        if step is None:
-            return []
         due = [fault for fault in self.waiting if fault.step <= step]
         self.waiting = [fault for fault in self.waiting if fault.step > step]
         return due

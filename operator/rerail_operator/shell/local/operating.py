@@ -14,17 +14,7 @@ from rerail_operator.shell.engine import Engine, EngineSettings
 from rerail_operator.shell.keys import JobKey
 from rerail_operator.shell.leader import AlwaysLeader
 from rerail_operator.shell.memory import MemoryCluster
-
-ACCELERATORS = (
-    "nvidia.com/gpu",
-    "amd.com/gpu",
-    "gpu.intel.com/xe",
-    "gpu.intel.com/i915",
-    "habana.ai/gaudi",
-    "google.com/tpu",
-    "aws.amazon.com/neuron",
-)
-"""Resource names that count ranks under `numProcPerNode: auto`."""
+from rerail_operator.shell.settings import DEFAULT_ACCELERATORS
 
 PassHook = Callable[[JobKey, World, Plan], None]
 
@@ -46,7 +36,9 @@ class Operating:
 
     def start(self, coordinator: Coordinator, address: str, on_pass: PassHook) -> None:
         """Begin to act; agents find the coordinator at `address` (host:port, no TLS)."""
-        making = Making(endpoint=Endpoint(address, tls=False), accelerators=ACCELERATORS, agent=build())
+        making = Making(
+            endpoint=Endpoint(address, tls=False), accelerators=DEFAULT_ACCELERATORS, agent=build()
+        )
         settings = EngineSettings(making, workers=1)
         self._engine = Engine(self._cluster, coordinator, AlwaysLeader(), settings, self._clock)
         self._engine.on_pass.append(on_pass)

@@ -26,13 +26,14 @@ from rerail_operator.shell.local.camera import Camera
 from rerail_operator.shell.local.faults import Saboteur
 from rerail_operator.shell.local.inject import Schedule
 from rerail_operator.shell.local.kubelet import ProcessKubelet, Workdir, owner_only
-from rerail_operator.shell.local.operating import ACCELERATORS, Operating
+from rerail_operator.shell.local.operating import Operating
 from rerail_operator.shell.local.podspec import LOOPBACK, RUN_MARK, Host
 from rerail_operator.shell.local.preparation import BadRun, Prepared, RunOptions, node_objects, prepare
 from rerail_operator.shell.local.screen import screen_for
 from rerail_operator.shell.local.session import Interrupts, Parts, Session
 from rerail_operator.shell.local.view import View, plain
 from rerail_operator.shell.memory import MemoryCluster, MemoryOptions
+from rerail_operator.shell.settings import DEFAULT_ACCELERATORS
 from rerail_operator.shell.tokens import FileTokenVerifier
 
 __all__ = ["BadRun", "RunOptions", "run_job"]
@@ -44,7 +45,7 @@ GUARD = "rerail_operator.shell.local.guard"
 def run_job(options: RunOptions, console: Console) -> int:
     """Run the job of a manifest on this machine; the exit code. Raises `BadRun` before a pod has started."""
     quiet_logs()
-    prepared = prepare(options, ACCELERATORS)
+    prepared = prepare(options, DEFAULT_ACCELERATORS)
     for document in prepared.manifest.ignored:
         console.complain(f"{prepared.manifest.path}: {document} is left aside; only the TrainingJob is run")
     run_id = secrets.token_hex(16)

@@ -115,7 +115,8 @@ class Session:
     async def _inject(self) -> None:
         if self.view.job.status.phase is not Phase.RUNNING:
             return
-        for fault in self.schedule.due(self.view.step):
+        # A program that reports no steps can be hit with step=0: as soon as it runs.
+        for fault in self.schedule.due(self.view.step or 0):
             done = await self.saboteur.do(fault)
             if not done:
                 self.schedule.waiting.append(fault)  # its target does not run just now: next time
