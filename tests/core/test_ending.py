@@ -11,18 +11,17 @@ from rerail_operator.core.world import PodPhase
 
 from .builders import (
     Scene,
-    Want,
     a_pod,
     admitted,
     after,
     an_incident,
     at_barrier,
-    check,
     fresh,
     placed,
     released,
     running,
 )
+from .wants import Want, check
 
 
 def complete(scene: Scene) -> Scene:

@@ -7,15 +7,21 @@ from datetime import timedelta
 import pytest
 
 from rerail_api.contract import AgentState
-from rerail_api.status import IncidentClass
+from rerail_api.status import ConditionType, IncidentClass
 from rerail_operator.core.world import PodPhase, Progress
 
-from .builders import Scene, Want, after, an_agent, at_barrier, check, placed, released, running
+from .builders import Scene, after, an_agent, at_barrier, placed, released, running
+from .wants import Want, check
 
 
 def decided(scene: Scene) -> Scene:
     """Later, when no more evidence is waited for."""
     return scene if scene.plan().intent else scene.written().later(5)
+
+
+def saved(scene: Scene) -> Scene:
+    """Later, when ranks that were told to stop have had their grace."""
+    return scene if scene.plan().intent else scene.written().later(120)
 
 
 def last_words(round_: int = 1, state: str = "Failed", **told: object) -> str:
@@ -79,7 +85,7 @@ ROOTS: dict[str, tuple[Scene, Want]] = {
     "a lost container comes before a signal": (
         decided(running().exits(0, signal=6, at=0.1).container(1, 137, "OOMKilled")), restart(K.OUT_OF_MEMORY, True, 1)),
     "an order to stop comes before a lost container": (
-        decided(running(3).container(1, 137, "OOMKilled").pod(2, deleting=True)), restart(K.PREEMPTION, False, 2)),
+        saved(running(3).container(1, 137, "OOMKilled").pod(2, deleting=True)), restart(K.PREEMPTION, False, 2)),
     "of two that are equal the lower node rank": (
         decided(running().exits(0, code=1, at=0.2).exits(1, code=1, at=0.2)), restart(K.PROCESS_FAULT, True, 0)),
     # -- containers
@@ -100,14 +106,14 @@ ROOTS: dict[str, tuple[Scene, Want]] = {
         decided(running().pod(1, phase=PodPhase.FAILED).agent(1, connected=False)), restart(K.CONTAINER_LOSS, True, 1)),
     # -- pods and nodes
     "a pod that somebody deletes is free": (
-        decided(running().pod(1, deleting=True)), restart(K.PREEMPTION, False, 1, says="it was deleted")),
+        saved(running().pod(1, deleting=True)), restart(K.PREEMPTION, False, 1, says="it was deleted")),
     "a pod that is gone without a trace is free": (
         decided(running().gone(1)), restart(K.PREEMPTION, False, 1, says="deleted by force")),
     "a drain is free and its node is left alone for a while": (
-        decided(running().pod(1, disruption="EvictionByEvictionAPI", deleting=True)),
-        replace(restart(K.DRAIN, False, 1), status={"excluded_nodes.0.name": "n1", "excluded_nodes.0.until": after(125)})),
+        saved(running().pod(1, disruption="EvictionByEvictionAPI", deleting=True)),
+        replace(restart(K.DRAIN, False, 1), status={"excluded_nodes.0.name": "n1", "excluded_nodes.0.until": after(240)})),
     "a preemption by the scheduler is free": (
-        decided(running().pod(1, disruption="PreemptionByScheduler")), restart(K.PREEMPTION, False, 1)),
+        saved(running().pod(1, disruption="PreemptionByScheduler")), restart(K.PREEMPTION, False, 1)),
     "a node that is not ready and whose agent is silent is lost, and free": (
         decided(running().node("n1", ready=None).silent(1, since=-6)),
         restart(K.NODE_LOSS, False, 1, node="n1", start_time=after(-6), says="node n1 is not ready")),
@@ -150,13 +156,29 @@ WAITS: dict[str, tuple[Scene, Want]] = {
     "but for a second only": (
         running().exits(0, code=1, alive=1).exits(1, code=1).written().later(1), GOES),
     "a pod deleted is first seen now, and remembered": (
-        running().pod(1, deleting=True).written().later(0.9), replace(FAULT_SEEN, within=0.11)),
-    "and acted on after its second": (running().pod(1, deleting=True).written().later(1), GOES),
+        running().silent(1).pod(1, deleting=True).written().later(0.9), replace(FAULT_SEEN, within=0.11)),
+    "and acted on after its second": (running().silent(1).pod(1, deleting=True).written().later(1), GOES),
     "an agent that went away may have been killed: the kubelet has five seconds to say": (
         running().exits(0, code=1).silent(1).written().later(4.9), replace(FAULT_SEEN, within=0.11)),
     "and no more than five": (running().exits(0, code=1).silent(1).written().later(5), GOES),
+    "a pod told to go has its grace to save, and the gang with it": (
+        running().agent(1, state=AgentState.STOPPING).pod(1, deleting=True).written().later(119),
+        replace(FAULT_SEEN, within=1.0)),
+    "no longer than its grace": (
+        running().agent(1, state=AgentState.STOPPING).pod(1, deleting=True).written().later(120), GOES),
+    "a second after it has saved the rest is called back": (
+        running().agent(1, state=AgentState.STOPPING).pod(1, deleting=True).written().later(30)
+        .exits(1, code=75, ordered=True, at=30).agent(1, state=AgentState.STOPPED).written().later(1), GOES),
+    "and not a moment earlier": (
+        running().agent(1, state=AgentState.STOPPING).pod(1, deleting=True).written().later(30)
+        .exits(1, code=75, ordered=True, at=30), replace(FAULT_SEEN, within=1.0)),
+    "at once when all have saved": (
+        running().agent(1, state=AgentState.STOPPING).pod(1, deleting=True).written().later(30)
+        .exits(1, code=75, ordered=True, at=30).exits(0, code=75, at=30, contract=True), GOES),
+    "nobody waits for a save that a dead peer makes impossible": (
+        running(3).agent(1, state=AgentState.STOPPING).pod(1, deleting=True).container(2, 137).written().later(5), GOES),
     "an order to stop needs no such confirmation": (
-        running(3).pod(0, deleting=True).silent(1).written().later(1), GOES),
+        running(3).pod(0, deleting=True).agent(0, ranks_alive=0).silent(1).written().later(1), GOES),
 }
 
 NO_FAULT: dict[str, tuple[Scene, Want]] = {
@@ -170,8 +192,17 @@ NO_FAULT: dict[str, tuple[Scene, Want]] = {
     "nor one whose agent was heard five seconds ago": (
         running().node("n1", ready=None).silent(1).later(5), Want("NodesStarting", says="1 of 2")),
     "nor one whose agent may be on its way to a new leader": (
-        running().node("n1", ready=None).silent(1, forgotten=True).see(leading_since=after(0)).later(19),
-        Want("NodesStarting", says="1 of 2")),
+        running().node("n1", ready=None).silent(1, forgotten=True).see(leading_since=after(0)).later(19), RUNS),
+    "a change of leaders is no news of the ranks: the job runs on": (
+        running(3).silent(0, forgotten=True).silent(2, forgotten=True).see(leading_since=after(0)).later(5),
+        replace(RUNS, says="2 of 3 agents are on their way", status={"nodes.summary": "3/3", "ledger.stage": "productive"})),
+    "but a job that was not known to run is not said to": (
+        running(3).silent(0, forgotten=True).condition(ConditionType.RUNNING, False, "NodesStarting")
+        .see(leading_since=after(0)).later(5), Want("NodesStarting", phase="Starting", says="2 of 3")),
+    "nor is one whose agent came and went": (
+        running().silent(1).see(leading_since=after(-1)).later(5),
+        Want("NodesStarting", says="1 of 2 nodes run their ranks; the agent of gpt-c0ffe-1-1 is not heard",
+             status={"nodes.summary": "1/2", "ledger.stage": "detection"})),
     "agents have twenty seconds to come to a new leader": (
         running().silent(1, since=-100).see(leading_since=after(0)).later(19), Want("NodesStarting", says="1 of 2")),
     "more than three silent at once are our own network": (
@@ -202,7 +233,7 @@ def test_ending_with_zero_before_the_barrier_opened_is_no_success() -> None:
 
 
 def test_a_fault_forgotten_by_a_new_leader_is_only_seen_later() -> None:
-    scene = running().pod(1, deleting=True).written().later(1)
+    scene = running().silent(1).pod(1, deleting=True).written().later(1)
     check(scene.see(memory={}), replace(FAULT_SEEN, within=1.0))
 
 

@@ -10,18 +10,17 @@ from rerail_operator.core.world import Placement, PodPhase, Release
 
 from .builders import (
     Scene,
-    Want,
     a_pod,
     a_release,
     admitted,
     after,
     an_incident,
     at_barrier,
-    check,
     placed,
     released,
     running,
 )
+from .wants import Want, check
 
 
 def between_rounds(scene: Scene, **incident: object) -> Scene:

@@ -7,7 +7,8 @@ import pytest
 from rerail_api.status import IncidentClass, RestartCounts, SamePoint
 from rerail_operator.core.restarts import delay_before
 
-from .builders import Scene, Want, after, an_incident, check, running
+from .builders import Scene, after, an_incident, running
+from .wants import Want, check
 
 K = IncidentClass
 

@@ -7,7 +7,8 @@ from rerail_api.status import ConditionType
 from rerail_operator.core.plan import Placement
 from rerail_operator.core.world import PodPhase
 
-from .builders import Scene, Want, a_pod, admitted, after, at_barrier, check, fresh, placed, running
+from .builders import Scene, a_pod, admitted, after, at_barrier, fresh, placed, running
+from .wants import Want, check
 
 SUSPENDED = {"suspend": True}
 

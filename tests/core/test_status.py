@@ -13,7 +13,8 @@ from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.publish import SOFT_INTERVAL, write_due
 from rerail_operator.core.world import Progress
 
-from .builders import NOON, Scene, Want, after, an_incident, at_barrier, check, fresh, released, running
+from .builders import NOON, Scene, after, an_incident, at_barrier, fresh, released, running
+from .wants import Want, check
 
 STAGES = tuple(Stage)
 

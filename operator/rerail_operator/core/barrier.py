@@ -7,7 +7,7 @@ from rerail_api.contract import AgentState
 from rerail_api.status import ConditionType, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
-from .evidence import finished_with_zero
+from .evidence import finished_with_zero, just_took_over
 from .gang import Seat, leftovers
 from .ledger import gathering_stage
 from .outcome import Outcome
@@ -25,7 +25,7 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
     round_ = status.round
     tidy = removals(world, taken, round_)
     if status.released_round == round_:
-        return _run(world, job, taken, tidy)
+        return _run(world, job, taken, tidy, now)
     at_barrier = [seat for seat in taken if seat.at(AgentState.READY, round_)]
     if len(at_barrier) < len(taken):
         reason, message = waiting_for(taken, round_)
@@ -82,44 +82,70 @@ def _held_back_until(job: TrainingJob) -> datetime | None:
     return began + delay_before(status) if began is not None else None
 
 
-def _run(world: World, job: TrainingJob, taken: tuple[Seat, ...], tidy: tuple[Action, ...]) -> Outcome:
+def _run(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], tidy: tuple[Action, ...], now: datetime
+) -> Outcome:
     """The barrier is released: whoever still stands at it gets the release word for word."""
-    status = job.status
-    round_ = status.round
+    round_ = job.status.round
     held = [s.agent.release for s in taken if s.agent and s.agent.release and s.agent.release.round == round_]
     common = {(r.master_addr, r.master_port, r.num_nodes, r.nproc) for r in held}
     if len(common) > 1:
         return new_round(job, Reason.RELEASES_DIFFER, f"two releases of round {round_} are held", {})
-    waiting = [s for s in taken if s.at(AgentState.READY, round_)]
-    late = joins(taken, round_)
-    if waiting:
-        model = held[0] if held else _release(world, job, taken)
-        if model is not None:
-            releases = {
-                s.pod.uid: replace(model, node_rank=s.node_rank) for s in waiting if s.pod is not None
-            }
-            tidy = (*tidy, OrderRun(releases, round_))
-    running = sum(1 for s in taken if s.at(AgentState.RUNNING, round_) or finished_with_zero(s, round_))
-    if running == len(taken):
-        return Outcome(
-            Phase.RUNNING,
-            Reason.ALL_RANKS_RUNNING,
-            f"all ranks of {len(taken)} nodes run",
-            Stage.PRODUCTIVE,
-            conditions=((ConditionType.RUNNING, True, Reason.ALL_RANKS_RUNNING, ""),),
-            actions=tidy,
-            requeue_after=SOON,
-            because="nothing is missing",
-        )
+    tidy = (*tidy, *_releases(world, job, taken, held))
+    behind = [s for s in taken if not (s.at(AgentState.RUNNING, round_) or finished_with_zero(s, round_))]
+    if not behind:
+        return _running(tidy, Stage.PRODUCTIVE, f"all ranks of {len(taken)} nodes run", "nothing is missing")
+    if _only_unheard(world, job, behind, now):
+        message = f"{len(behind)} of {len(taken)} agents are on their way to a new leader; their ranks run on"
+        stage = job.status.ledger.stage or Stage.PRODUCTIVE
+        return _running(tidy, stage, message, "a change of leaders stops no rank")
+    message = f"{len(taken) - len(behind)} of {len(taken)} nodes run their ranks"
+    lost = [s.pod.name for s in behind if s.pod is not None and s.agent is not None and not s.agent.connected]
+    if lost:
+        message += f"; the agent of {lost[0]} is not heard"
     return starting(
         job,
         Reason.NODES_STARTING,
-        f"{running} of {len(taken)} nodes run their ranks",
-        Stage.START,
-        actions=(*tidy, *late),
+        message,
+        Stage.DETECTION if lost else Stage.START,
+        actions=(*tidy, *joins(taken, round_)),
         requeue_after=SOON,
         because="released; not every agent has started its ranks",
     )
+
+
+def _running(actions: tuple[Action, ...], stage: Stage, message: str, because: str) -> Outcome:
+    return Outcome(
+        Phase.RUNNING,
+        Reason.ALL_RANKS_RUNNING,
+        message,
+        stage,
+        conditions=((ConditionType.RUNNING, True, Reason.ALL_RANKS_RUNNING, ""),),
+        actions=actions,
+        requeue_after=SOON,
+        because=because,
+    )
+
+
+def _only_unheard(world: World, job: TrainingJob, behind: list[Seat], now: datetime) -> bool:
+    """Whether all that is missing is word from agents that a former leader saw running."""
+    return (
+        job.status.is_true(ConditionType.RUNNING)
+        and just_took_over(world, now)
+        and all(s.filled and s.agent is None for s in behind)
+    )
+
+
+def _releases(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], held: list[Release]
+) -> tuple[Action, ...]:
+    round_ = job.status.round
+    waiting = [s for s in taken if s.at(AgentState.READY, round_)]
+    model = held[0] if held else _release(world, job, taken)
+    if not waiting or model is None:
+        return ()
+    told = {s.pod.uid: replace(model, node_rank=s.node_rank) for s in waiting if s.pod is not None}
+    return (OrderRun(told, round_),)
 
 
 def _release(world: World, job: TrainingJob, taken: tuple[Seat, ...]) -> Release | None:

@@ -168,7 +168,7 @@ def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | Non
         return None
     if agent is not None and (agent.connected or now - agent.last_seen < SUSPECT):
         return None
-    if agent is None and pod.phase is PodPhase.RUNNING and _just_took_over(world, now):
+    if agent is None and pod.phase is PodPhase.RUNNING and just_took_over(world, now):
         return None
     what = f"node {pod.node} is " + ("gone from the cluster" if node is None else "not ready")
     at, beat = now, ""
@@ -186,7 +186,7 @@ def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | Non
     )
 
 
-def _just_took_over(world: World, now: datetime) -> bool:
+def just_took_over(world: World, now: datetime) -> bool:
     """Whether agents may still be on their way to this leader."""
     return world.leading_since is not None and now - world.leading_since < SILENT_IS_LOST
 

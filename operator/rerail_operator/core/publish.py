@@ -62,7 +62,7 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
             "reason": outcome.reason.value,
             "message": outcome.message[:1024],
             "conditions": _conditions(base, outcome, job.metadata.generation, now),
-            "nodes": _counts(job, taken, base.round),
+            "nodes": _counts(job, taken, base.round, outcome.phase),
             "incidents": incidents,
             "ledger": ledger,
         }
@@ -88,7 +88,7 @@ def _look_again(job: TrainingJob, outcome: Outcome, now: datetime) -> timedelta 
 
 
 def _stage(outcome: Outcome, status: TrainingJobStatus, told: Progress | None) -> Stage:
-    if outcome.phase is Phase.RUNNING:
+    if outcome.phase is Phase.RUNNING and outcome.stage is Stage.PRODUCTIVE:
         # Against what is written: a step told twice is not a step made twice.
         return running_stage(status, told, status.ledger.highest_step)
     return outcome.stage
@@ -137,9 +137,11 @@ def _closed(last: Incident, told: Progress | None, at: datetime) -> tuple[Incide
     return done, note
 
 
-def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int) -> NodeCounts:
+def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int, phase: Phase) -> NodeCounts:
     ready = sum(1 for s in taken if s.at(AgentState.RUNNING, round_) or s.at(AgentState.DONE, round_))
     desired = job.spec.num_nodes
+    if phase is Phase.RUNNING:
+        ready = desired  # agents that are on their way to a new leader included
     return NodeCounts(desired=desired, ready=ready, summary=f"{ready}/{desired}")
 
 

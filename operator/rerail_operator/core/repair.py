@@ -36,7 +36,8 @@ def answer(
 ) -> Outcome:
     """The gang's answer to its faults: wait for more evidence, restart, or end."""
     memory = {fault.key: fault.at for fault in faults}
-    left = still_collecting(taken, faults, now)
+    grace = timedelta(seconds=job.spec.checkpoint.grace_seconds)
+    left = still_collecting(taken, faults, grace, now)
     if left is not None:
         first = root_cause(faults)
         return Outcome(

@@ -22,18 +22,41 @@ def root_cause(faults: Iterable[Fault]) -> Fault:
     return min(faults, key=lambda f: (f.cause, f.at, f.node_rank))
 
 
-def still_collecting(taken: Iterable[Seat], faults: tuple[Fault, ...], now: datetime) -> timedelta | None:
-    """How much longer to wait for more evidence before naming the root; None when enough is known."""
+def still_collecting(
+    taken: Iterable[Seat], faults: tuple[Fault, ...], grace: timedelta, now: datetime
+) -> timedelta | None:
+    """How much longer to wait for more evidence before naming the root; None when enough is known.
+
+    `grace`: how long ranks that were told to stop may take to save; the whole gang saves with them.
+    """
     seats_ = tuple(taken)
     first = min(f.at for f in faults)
+    if root_cause(faults).cause is Cause.ORDERED and _is_saving(seats_, faults):
+        left = first + grace - now
+        if left > timedelta(0):
+            return left
     if root_cause(faults).cause is not Cause.ORDERED and _container_status_owed(seats_, faults):
         left = first + CONTAINER_STATUS - now
         if left > timedelta(0):
             return left
     if len(faults) == len(seats_) and not any(_has_more_to_tell(seat) for seat in seats_):
         return None
-    left = first + COLLECT - now
+    # Ranks that have just saved on order may be ahead of the one that commits for all.
+    left = max([first, *_ordered_exits(faults)]) + COLLECT - now
     return left if left > timedelta(0) else None
+
+
+def _ordered_exits(faults: tuple[Fault, ...]) -> list[datetime]:
+    return [f.exit.at for f in faults if f.cause is Cause.ORDERED and f.exit is not None and f.exit.at]
+
+
+def _is_saving(taken: tuple[Seat, ...], faults: tuple[Fault, ...]) -> bool:
+    """Whether a pod was told to go while its ranks, and those of all other nodes, are alive and well."""
+    if any(fault.cause is not Cause.ORDERED for fault in faults):
+        return False
+    going = {fault.node_rank for fault in faults}
+    agents = [seat.agent for seat in taken if seat.node_rank in going]
+    return all(a is not None and a.connected and a.exit is None and a.ranks_alive > 0 for a in agents)
 
 
 def _has_more_to_tell(seat: Seat) -> bool:

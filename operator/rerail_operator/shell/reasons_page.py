@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from rerail_api.crd import CHECKOUT, sync_files
-
 from rerail_operator.core.reasons import SENTENCES
 
 FILE: Final = "docs/reference/reasons.md"
