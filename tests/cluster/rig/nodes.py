@@ -109,6 +109,10 @@ class RealNodes:
             for image in images:
                 self._find(name).runtime.load(image)
 
+    def stacks(self, node: str) -> set[str]:
+        """The stacks of layers that a node has unpacked (storage.Layer.chain)."""
+        return self._find(node).runtime.stacks()
+
     def ctr(self, node: str, *args: str) -> str:
         """Run ctr against a node's containerd, in the kubelet's namespace of it."""
         return self._find(node).runtime.ctr(*args)

@@ -61,7 +61,7 @@ class Runtime:
     def stacks(self) -> set[str]:
         """The stacks of layers that are unpacked here (Layer.chain)."""
         lines = self.ctr("snapshots", "--snapshotter", "overlayfs", "ls").splitlines()[1:]
-        return {line.split()[0] for line in lines if line.endswith("Committed")}
+        return {words[0] for line in lines if (words := line.split())[-1:] == ["Committed"]}
 
     def image_names(self) -> set[str]:
         """The full names of the images that are here."""
