@@ -6,7 +6,9 @@ from rerail_api.job import TrainingJob
 from rerail_api.v1alpha1 import parse_job
 
 
-def raw_job(name: str = "job", namespace: str = "team", uid: str = "uid-job", **status: Any) -> dict[str, Any]:
+def raw_job(
+    name: str = "job", namespace: str = "team", uid: str = "uid-job", **status: Any
+) -> dict[str, Any]:
     container = {"name": "trainer", "image": "example.com/trainer:1", "command": ["python", "train.py"]}
     return {
         "apiVersion": "rerail.dev/v1alpha1",

@@ -207,7 +207,10 @@ REFUSED: dict[str, tuple[bytes | dict[str, Any], str]] = {
     "a wrong token": ({"token": "guess"}, "the token is not the one in token"),
     "a state that does not exist": ({"report": {"state": "Dreaming"}}, "$.report.state"),
     "a negative round": ({"report": {"state": "Idle", "round": -1}}, "$.report.round"),
-    "a later leader's agent": ({"report": {"state": "Idle", "term": 9}}, "has seen term 9, this leader's is 1"),
+    "a later leader's agent": (
+        {"report": {"state": "Idle", "term": 9}},
+        "has seen term 9, this leader's is 1",
+    ),
     "no pod UID": ({"pod_uid": ""}, "names no pod UID"),
 }
 
@@ -276,7 +279,9 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("case", CLAIMS)
-async def test_an_agent_is_what_its_token_proves(open_desk: Callable[..., Awaitable[Desk]], case: str) -> None:
+async def test_an_agent_is_what_its_token_proves(
+    open_desk: Callable[..., Awaitable[Desk]], case: str
+) -> None:
     identity, reason = CLAIMS[case]
     desk = await open_desk(verifier=OneIdentity(identity))
     client = await desk.agent()

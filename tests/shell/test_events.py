@@ -113,7 +113,9 @@ async def test_what_cannot_be_posted_is_dropped_and_said_once(
 ) -> None:
     ground.cluster.faults.add(Fault(FaultKind.DROPPED, kind=Kind.EVENT, times=6))
     with caplog.at_level(logging.WARNING):
-        ground.recorder.record(a_job(), [Note("Started", "one"), Note("Started", "two"), Note("Started", "three")])
+        ground.recorder.record(
+            a_job(), [Note("Started", "one"), Note("Started", "two"), Note("Started", "three")]
+        )
         await ground.recorder.flush(10)
     assert ground.recorder.dropped == 2
     assert [event["message"] for event in await ground.events()] == ["three"]

@@ -234,7 +234,10 @@ async def test_run_elects_renews_and_ends_when_lost() -> None:
     cluster, lost = MemoryCluster(SystemClock()), []
     times = LeaseTimes(lease=0.9, deadline=0.4, retry=0.05)
     where = Candidate.of_pod("ns", "lease", "pod-0", "pod-0:7400")
-    assert where.holder.startswith("pod-0_") and where.holder != Candidate.of_pod("ns", "lease", "pod-0", "").holder
+    assert (
+        where.holder.startswith("pod-0_")
+        and where.holder != Candidate.of_pod("ns", "lease", "pod-0", "").holder
+    )
     leadership = Leadership(cluster, SystemClock(), where, lost.append, times)
     running = asyncio.create_task(leadership.run())
     await asyncio.wait_for(leadership.wait_elected(), 5)

@@ -22,6 +22,7 @@ import yaml
 from tests.cluster.rig import ControlPlane
 
 from .agent_client import AgentClient
+from .jobs import raw_job
 
 pytestmark = pytest.mark.controlplane
 NAMESPACE = "rerail-system"
@@ -185,6 +186,24 @@ def test_a_leader_that_stood_still_ends_without_a_write(replicas: Replicas) -> N
     assert holder == lease["spec"]["holderIdentity"] and holder.startswith("rerail-1_")
 
 
+def test_an_api_server_that_is_away_costs_the_lease_and_nothing_else(
+    cluster: ControlPlane, replicas: Replicas
+) -> None:
+    leader, standby = replicas.leader_and_standby()
+    cluster.pause_apiserver()
+    try:
+        assert leader.process.wait(12) == 1, "it may not lead on what it cannot renew"
+        assert "not renewed for 6 s: Unavailable" in leader.log.read_text()
+        assert not standby.leads
+        assert standby.get("/healthz")[0] == 200
+    finally:
+        cluster.resume_apiserver()
+    standby.wait("leads", TAKEOVER_SECONDS)
+    again = replicas.start()
+    again.wait("ready")
+    assert not again.leads
+
+
 def test_under_another_crd_it_leads_nothing_and_names_the_command(
     cluster: ControlPlane, replicas: Replicas
 ) -> None:
@@ -205,6 +224,33 @@ def test_under_another_crd_it_leads_nothing_and_names_the_command(
     finally:
         cluster.kubectl("annotate", "--overwrite", crd, f"{annotation}={right}")
     operator.wait("leads", 30)
+
+
+def test_a_job_is_seen_told_of_and_counted_and_leaves_no_figures_behind(
+    cluster: ControlPlane, replicas: Replicas
+) -> None:
+    cluster.kwok(2)
+    operator = replicas.start()
+    operator.wait("leads")
+    raw = raw_job()
+    job = {**raw, "metadata": {"name": "seen", "namespace": "team"}}
+    del job["status"]
+    cluster.apply(job)
+
+    def events() -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = cluster.get("events", "-n", "team")["items"]
+        return [event for event in listed if event["involvedObject"]["name"] == "seen"]
+
+    cluster.wait("an event about the job", events, 30)
+    event = events()[0]
+    assert event["source"]["component"] == "rerail" and event["reportingInstance"] == "rerail-0"
+    assert event["involvedObject"]["uid"] == cluster.get("tj", "seen", "-n", "team")["metadata"]["uid"]
+    assert event["reason"] in cluster.kubectl("describe", "tj", "seen", "-n", "team")
+    figure = 'rerail_job_nodes_desired{job="seen",namespace="team"}'
+    cluster.wait("its size", lambda: f"{figure} 2.0" in operator.get("/metrics")[1], 30)
+    cluster.kubectl("delete", "tj", "seen", "-n", "team")
+    cluster.wait("its figures to go", lambda: 'job="seen"' not in operator.get("/metrics")[1], 30)
+    assert operator.figure("rerail_pass_failures_total") == 0.0
 
 
 def agent_token(cluster: ControlPlane, pod: dict[str, Any], audience: str) -> str:

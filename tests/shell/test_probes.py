@@ -39,7 +39,10 @@ async def test_each_probe_tells_its_own_checks_and_metrics_have_their_own_port(g
         assert status == 503
         assert text == "[-] fleet: the list of pods is not complete yet\n[+] crd\nfailed\n"
         state.update(age=181.0, synced="")
-        assert await get(port, "/healthz") == (503, "[-] streams: a stream has been silent for 181 s\nfailed\n")
+        assert await get(port, "/healthz") == (
+            503,
+            "[-] streams: a stream has been silent for 181 s\nfailed\n",
+        )
         assert (await get(port, "/readyz"))[0] == 200
         status, text = await get(metrics, "/metrics")
         assert status == 200 and "rerail_leader 1.0" in text

@@ -70,7 +70,12 @@ def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(BadSettings) as refused:
         read_settings({"RERAIL_WORKERS": "many", "RERAIL_PROBE_PORT": "x"})
     text = str(refused.value)
-    for name in ("RERAIL_NAMESPACE is not set", "RERAIL_COORDINATOR_SERVICE is not set", "RERAIL_WORKERS", "RERAIL_PROBE"):
+    for name in (
+        "RERAIL_NAMESPACE is not set",
+        "RERAIL_COORDINATOR_SERVICE is not set",
+        "RERAIL_WORKERS",
+        "RERAIL_PROBE",
+    ):
         assert name in text
 
 
@@ -80,6 +85,10 @@ def test_two_servers_cannot_share_a_port() -> None:
 
 
 def test_a_misspelt_variable_is_told_and_kubernetes_own_are_not() -> None:
-    links = {"RERAIL_METRICS_SERVICE_HOST": "10.0.0.1", "RERAIL_PORT_80_TCP": "tcp://10.0.0.1:80", "RERAIL_PORT": "tcp"}
+    links = {
+        "RERAIL_METRICS_SERVICE_HOST": "10.0.0.1",
+        "RERAIL_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "RERAIL_PORT": "tcp",
+    }
     settings = read_settings({**NEEDED, **links, "RERAIL_WORKER": "8"})
     assert settings.unknown == ("RERAIL_WORKER is not a setting and is ignored; is RERAIL_WORKERS meant?",)

@@ -110,7 +110,10 @@ REFUSED = {
     "an unpublished key": (lambda: token(RSA_KEYS[1], "second"), "key that this cluster does not publish"),
     "signed with nothing": (lambda: token("", alg="none"), "invalid token"),
     "an HMAC under a public key's name": (lambda: token("0" * 64, alg="HS256"), "invalid token"),
-    "of a service account without pod": (lambda: token(**{"kubernetes.io": {"namespace": "team"}}), "not bound"),
+    "of a service account without pod": (
+        lambda: token(**{"kubernetes.io": {"namespace": "team"}}),
+        "not bound",
+    ),
     "claims of the wrong shape": (lambda: token(**{"kubernetes.io": ["team"]}), "not bound to a pod"),
     "no token": (lambda: "", "invalid token"),
     "rubbish": (lambda: "a.b.c", "invalid token"),

@@ -122,7 +122,8 @@ class EventRecorder:
     async def flush(self, seconds: float = 2.0) -> None:
         """Wait until all is posted, at most `seconds`; `run` has to be running."""
         try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
         except TimeoutError:
             self._drop("the process ended before they were posted", len(self._waiting))
 

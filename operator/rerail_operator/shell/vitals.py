@@ -10,8 +10,9 @@ from .leader import Leadership
 from .metrics import Gauge
 from .probes import Checks, fresh
 
-# The informer itself gives up a silent stream after 70 s: much older means that it is not at work any more.
-STREAM_AGE_SECONDS = 180.0
+# The informer itself gives up a silent stream after 70 s and tries again: much older means that it is not at
+# work any more. An API server that is away is no reason to restart us.
+STALLED_SECONDS = 180.0
 
 
 class Parts(Protocol):
@@ -28,8 +29,8 @@ def checks(parts: Parts) -> Checks:
     def workers() -> str:
         return "" if parts.engine is None or parts.engine.healthy else "a worker has ended"
 
-    def age() -> float:
-        return parts.engine.fleet.stream_age() if parts.engine is not None else 0.0
+    def stalled() -> float:
+        return parts.engine.fleet.stalled() if parts.engine is not None else 0.0
 
     def picture() -> str:
         if parts.engine is not None and parts.engine.fleet.synced:
@@ -37,7 +38,7 @@ def checks(parts: Parts) -> Checks:
         return "the cluster has not been read whole yet"
 
     return Checks(
-        alive={"workers": workers, "streams": fresh(age, STREAM_AGE_SECONDS)},
+        alive={"workers": workers, "streams": fresh(stalled, STALLED_SECONDS)},
         ready={
             "authority": lambda: parts.problems["authority"],
             "crd": lambda: parts.problems["crd"],

@@ -176,7 +176,8 @@ class Operator:
 
     async def _pause(self) -> None:
         try:
-            await asyncio.wait_for(self._stop.wait(), RETRY_SECONDS)
+            async with asyncio.timeout(RETRY_SECONDS):
+                await self._stop.wait()
         except TimeoutError:
             return
 
