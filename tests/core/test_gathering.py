@@ -199,11 +199,11 @@ CASES: dict[str, tuple[Scene, Want]] = {
     ),
     "a rank with no room is waited for at the barrier": (
         between_rounds(running().node("n1", ready=None).silent(1, since=-50)).full("n2"),
-        Want("Unplaceable", ("join p1-0 to round 2",), phase="Restarting", says="needs 1 node", within=15),
+        Want("Unplaceable", ("delete p1-1", "join p1-0 to round 2"), phase="Restarting", says="needs 1 node", within=15),
     ),
     "a rank with no room until the deadline: everything is given back": (
         between_rounds(running().gone(1)).full("n1").full("n2").later(900),
-        Want("GaveBack", intent=True, phase="Queued", true=()),
+        Want("GaveBack", intent=True, phase="Queued", true=(), says="1 of 2 node ranks have no pod, first 1"),
     ),
     "more silent agents than one network fault explains are all waited for": (
         between_rounds(running(5)).silent(0).silent(1).silent(2).silent(3).later(60),

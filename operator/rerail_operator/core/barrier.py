@@ -1,7 +1,7 @@
 """The barrier of a round: all agents in, the release written, then told; again to whoever missed it."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from rerail_api.contract import AgentState
 from rerail_api.status import ConditionType, Phase, Stage
@@ -26,8 +26,7 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
     tidy = removals(world, taken, round_)
     if status.released_round == round_:
         return _run(world, job, taken, tidy, now)
-    at_barrier = [seat for seat in taken if seat.at(AgentState.READY, round_)]
-    if len(at_barrier) < len(taken):
+    if not all(seat.at(AgentState.READY, round_) for seat in taken):
         reason, message = waiting_for(taken, round_)
         return starting(
             job,
@@ -41,16 +40,7 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
         )
     held = _held_back_until(job)
     if held is not None and now < held:
-        return starting(
-            job,
-            Reason.BACKING_OFF,
-            f"the same failure {status.same_point.count if status.same_point else 0} times: next start in "
-            f"{(held - now).total_seconds():.0f} s",
-            Stage.DECISION,
-            actions=tidy,
-            requeue_after=held - now,
-            because="back-off between identical failures",
-        )
+        return _backing_off(job, tidy, held - now)
     if any(pod.node_rank < len(taken) and pod.alive for pod in leftovers(world, len(taken))):
         return starting(
             job,
@@ -61,15 +51,33 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
             requeue_after=SOON,
             because="at most one pod per node rank may run",
         )
+    return _open(job, len(taken), now)
+
+
+def _backing_off(job: TrainingJob, tidy: tuple[Action, ...], left: timedelta) -> Outcome:
+    count = job.status.same_point.count if job.status.same_point else 0
+    return starting(
+        job,
+        Reason.BACKING_OFF,
+        f"the same failure {count} times: next start in {left.total_seconds():.0f} s",
+        Stage.DECISION,
+        actions=tidy,
+        requeue_after=left,
+        because="back-off between identical failures",
+    )
+
+
+def _open(job: TrainingJob, size: int, now: datetime) -> Outcome:
+    status = job.status
     return replace(
         starting(
             job,
             Reason.RELEASED,
-            f"all {len(taken)} nodes are at the barrier",
+            f"all {size} nodes are at the barrier",
             Stage.START,
             because="intent first: the release is written before any rank starts",
         ),
-        changes={"released_round": round_, "start_time": status.start_time or now},
+        changes={"released_round": status.round, "start_time": status.start_time or now},
         intent=True,
     )
 

@@ -13,7 +13,7 @@ from .ledger import gathering_stage
 from .names import pod_name
 from .outcome import Outcome
 from .placement import gang_request, place_missing
-from .plan import Action, CreatePod, FreezeTemplate
+from .plan import CreatePod, FreezeTemplate
 from .queueing import NAME_TAKEN, give_back
 from .reasons import Reason
 from .waiting import (
@@ -23,13 +23,14 @@ from .waiting import (
     new_round,
     removals,
     starting,
+    startup_time_left,
     stuck_memory,
-    waiting_since,
 )
 from .world import Placement, Refusal, World
 
 UNSCHEDULABLE_PATIENCE = timedelta(seconds=10)
 """How long a pinned pod may stay unschedulable before its node is planned again."""
+RETRY_PLACE = timedelta(seconds=15)
 KEEP_AWAY = timedelta(minutes=5)
 
 
@@ -101,44 +102,29 @@ def _fill(
     world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
 ) -> Outcome:
     """Create the missing pods, each on the node that was claimed for it or on a newly planned one."""
-    status = job.status
+    round_ = job.status.round
+    tidy = (*removals(world, taken, round_), *joins(taken, round_))
     plan = _where(world, job, taken, missing, now)
     if isinstance(plan, Refusal):
-        since = waiting_since(job)
-        limit = timedelta(seconds=job.spec.startup_deadline_seconds)
-        if now - since >= limit:
-            return give_back(Reason.GAVE_BACK, f"no place for node rank {missing[0]} in time: {plan.message}")
         return starting(
             job,
             Reason.UNPLACEABLE,
             plan.message,
             Stage.PLACEMENT,
-            actions=joins(taken, status.round),
-            requeue_after=min(limit - (now - since), timedelta(seconds=15)),
+            actions=tidy,
+            requeue_after=min(startup_time_left(job, now), RETRY_PLACE),
             because="a node rank must move and there is no room: the others wait at the barrier",
         )
+    name, uid = job.metadata.name, job.metadata.uid
     creates = tuple(
-        CreatePod(
-            pod_name(job.metadata.name, job.metadata.uid, status.round, rank),
-            plan.nodes[rank],
-            rank,
-            rank,
-            status.round,
-        )
-        for rank in missing
+        CreatePod(pod_name(name, uid, round_, rank), plan.nodes[rank], rank, rank, round_) for rank in missing
     )
-    actions: tuple[Action, ...] = (
-        *removals(world, taken, status.round),
-        *joins(taken, status.round),
-        *creates,
-    )
-    stage = gathering_stage(taken, status.round)
     return starting(
         job,
         Reason.PLACING_PODS,
         f"creating {len(creates)} of {job.spec.num_nodes} pods",
-        stage,
-        actions=actions,
+        gathering_stage(taken, round_),
+        actions=(*tidy, *creates),
         placement=plan,
         because="node ranks without a pod get one",
     )

@@ -30,43 +30,7 @@ SOFT_FIELDS = frozenset({"progress", "last_checkpoint", "ledger", "incidents", "
 
 def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Outcome, now: datetime) -> Plan:
     """The plan for `outcome`, its status complete."""
-    told = newest(world, job.status.round)
-    before = job.status.ledger
-    base = job.status.model_copy(
-        update={
-            **progress_changes(job, told),
-            **outcome.changes,
-            "observed_generation": job.metadata.generation,
-        }
-    )
-    stage = _stage(outcome, base, told)
-    ledger = advance(
-        before,
-        job.metadata.creation_timestamp or now,
-        now,
-        stage,
-        outcome.fault_at,
-    )
-    highest = highest_step(before, told)
-    ledger = ledger.model_copy(update={"highest_step": highest})
-    incidents = _incidents(job.status, base.incidents, ledger, now)
-    notes = outcome.notes
-    if _is_over(incidents, base, stage):
-        # What ran unnoticed since the last write was productive already.
-        ran = ledger.productive_seconds - job.status.ledger.productive_seconds
-        closed, note = _closed(incidents[-1], told, now - timedelta(seconds=ran))
-        incidents, notes = (*incidents[:-1], closed), (*notes, note)
-    status = base.model_copy(
-        update={
-            "phase": outcome.phase,
-            "reason": outcome.reason.value,
-            "message": outcome.message[:1024],
-            "conditions": _conditions(base, outcome, job.metadata.generation, now),
-            "nodes": _counts(job, taken, base.round, outcome.phase),
-            "incidents": incidents,
-            "ledger": ledger,
-        }
-    )
+    status, notes = _status(world, job, taken, outcome, now)
     return Plan(
         status=status,
         actions=() if outcome.intent else outcome.actions,
@@ -77,6 +41,36 @@ def publish(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Ou
         because=outcome.because,
         memory=outcome.memory,
     )
+
+
+def _status(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Outcome, now: datetime
+) -> tuple[TrainingJobStatus, tuple[Note, ...]]:
+    """The status after this outcome, and the notes that only the whole of it can tell."""
+    told, written = newest(world, job.status.round), job.status.ledger
+    generation = job.metadata.generation
+    base = job.status.model_copy(
+        update={**progress_changes(job, told), **outcome.changes, "observed_generation": generation}
+    )
+    stage = _stage(outcome, base, told)
+    ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
+    ledger = ledger.model_copy(update={"highest_step": highest_step(written, told)})
+    incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
+    if _is_over(incidents, base, stage):
+        # What ran unnoticed since the last write was productive already.
+        ran = ledger.productive_seconds - written.productive_seconds
+        closed, note = _closed(incidents[-1], told, now - timedelta(seconds=ran))
+        incidents, notes = (*incidents[:-1], closed), (*notes, note)
+    changes = {
+        "phase": outcome.phase,
+        "reason": outcome.reason.value,
+        "message": outcome.message[:1024],
+        "conditions": _conditions(base, outcome, generation, now),
+        "nodes": _counts(job, taken, base.round, outcome.phase),
+        "incidents": incidents,
+        "ledger": ledger,
+    }
+    return base.model_copy(update=changes), notes
 
 
 def _look_again(job: TrainingJob, outcome: Outcome, now: datetime) -> timedelta | None:

@@ -41,9 +41,14 @@ def waiting_since(job: TrainingJob) -> datetime:
     return max(known, default=job.metadata.creation_timestamp or EARLIEST)
 
 
-def deadline_in(job: TrainingJob, now: datetime) -> timedelta:
+def startup_time_left(job: TrainingJob, now: datetime) -> timedelta:
+    """Until the startup deadline; never so little that a pass follows itself."""
     left = waiting_since(job) + timedelta(seconds=job.spec.startup_deadline_seconds) - now
-    return min(max(left, timedelta(seconds=0.1)), SOON)
+    return max(left, timedelta(seconds=0.1))
+
+
+def deadline_in(job: TrainingJob, now: datetime) -> timedelta:
+    return min(startup_time_left(job, now), SOON)
 
 
 def past_startup_deadline(job: TrainingJob, now: datetime) -> bool:
@@ -61,6 +66,12 @@ def blocked_by(taken: tuple[Seat, ...], round_: int) -> str:
 
 def waiting_for(taken: tuple[Seat, ...], round_: int) -> tuple[Reason, str]:
     """The least advanced seat, named: what everybody else waits for."""
+    missing = [s.node_rank for s in taken if not s.filled]
+    if missing:
+        return (
+            Reason.PLACING_PODS,
+            f"{len(missing)} of {len(taken)} node ranks have no pod, first {missing[0]}",
+        )
     waiting = [s.pod for s in taken if s.pod is not None and s.pod.waiting]
     if waiting:
         return Reason.CONTAINER_WAITING, f"{_more(len(waiting))}{waiting[0].name}: {waiting[0].waiting}"
