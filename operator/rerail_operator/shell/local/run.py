@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from rerail_operator.shell.local.kubelet import ProcessKubelet, Workdir, owner_o
 from rerail_operator.shell.local.operating import Operating
 from rerail_operator.shell.local.podspec import LOOPBACK, RUN_MARK, Host
 from rerail_operator.shell.local.preparation import BadRun, Prepared, RunOptions, node_objects, prepare
-from rerail_operator.shell.local.screen import screen_for
+from rerail_operator.shell.local.screen import Screen, screen_for
 from rerail_operator.shell.local.session import Interrupts, Parts, Session
 from rerail_operator.shell.local.view import View, plain
 from rerail_operator.shell.memory import MemoryCluster, MemoryOptions
@@ -44,7 +44,6 @@ GUARD = "rerail_operator.shell.local.guard"
 
 def run_job(options: RunOptions, console: Console) -> int:
     """Run the job of a manifest on this machine; the exit code. Raises `BadRun` before a pod has started."""
-    quiet_logs()
     prepared = prepare(options, DEFAULT_ACCELERATORS)
     for document in prepared.manifest.ignored:
         console.complain(f"{prepared.manifest.path}: {document} is left aside; only the TrainingJob is run")
@@ -71,6 +70,12 @@ class _Run:
     async def run(self) -> int:
         """From the first object to the report."""
         screen = screen_for(self._console, self._view)
+        with _logged_to(screen.tell):
+            session = await self._session(screen)
+        return self._report(session)
+
+    async def _session(self, screen: Screen) -> Session:
+        """Run it to its end; nothing is left running."""
         async with self._parts() as parts:
             session = Session(
                 parts,
@@ -85,7 +90,7 @@ class _Run:
                 await session.run()
             finally:
                 screen.stop()
-        return self._report(session)
+        return session
 
     @asynccontextmanager
     async def _parts(self) -> AsyncIterator[Parts]:
@@ -190,7 +195,7 @@ def _workdir(options: RunOptions, console: Console) -> Iterator[Workdir]:
 def _guarded(run_id: str) -> Iterator[None]:
     """A process of its own that ends whatever this run leaves, even where the run itself is killed."""
     guard = subprocess.Popen(
-        [sys.executable, "-m", GUARD, RUN_MARK, run_id],
+        [sys.executable, "-P", "-m", GUARD, RUN_MARK, run_id],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
@@ -204,6 +209,24 @@ def _guarded(run_id: str) -> Iterator[None]:
         guard.wait()
 
 
-def quiet_logs() -> None:
-    """The screen tells what happens; of the operator's log only what is wrong is shown."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+class _Told(logging.Handler):
+    """Of the operator's log only what is wrong is shown, and by the screen, so that no panel is torn."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(self.format(record))
+
+
+@contextmanager
+def _logged_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """For as long as there is a screen, the log goes there."""
+    handler = _Told(tell)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
