@@ -58,6 +58,7 @@ class Fleet:
         self._by_job: dict[str, dict[str, PodRecord]] = {}
         self._by_node: dict[str, dict[str, PodRecord]] = {}
         self._uids: dict[JobKey, dict[str, int]] = {}
+        self._homes: dict[str, str] = {}  # job UID -> namespace, of jobs that are there
         self._jobs = Informer(streams, JOBS, self._job_changed)
         self._workers = Informer(streams, WORKERS, self._worker_changed)
         self._others = Informer(streams, OTHERS, self._other_changed)
@@ -107,8 +108,13 @@ class Fleet:
         return [record.raw for record in self._jobs_by_key.values()]
 
     def pods(self, job_uid: str) -> tuple[Pod, ...]:
-        """The job's worker pods, in whatever order; those whose labels cannot be read are left out."""
-        return tuple(record.pod for record in self._by_job.get(job_uid, {}).values() if record.pod)
+        """The job's worker pods, in whatever order; those whose labels cannot be read are left out.
+
+        So are those of another namespace: whoever may create pods there has no say in this job.
+        """
+        home = self._homes.get(job_uid)
+        records = self._by_job.get(job_uid, {}).values()
+        return tuple(r.pod for r in records if r.pod and home in (None, r.namespace))
 
     def pod_records(self, job_uid: str) -> tuple[PodRecord, ...]:
         """The same with what each one asks for."""
@@ -140,6 +146,7 @@ class Fleet:
     def _job_changed(self, before: JobRecord | None, after: JobRecord | None) -> None:
         if after is not None:
             self._jobs_by_key[after.key] = after
+            self._homes[after.uid] = after.key.namespace
             if before is None:
                 self._count_uid(after.key, after.uid, 1)
             self._on_job(after.key)
@@ -147,6 +154,7 @@ class Fleet:
             # A job of the same name may have taken the key already.
             if (current := self._jobs_by_key.get(before.key)) and current.uid == before.uid:
                 del self._jobs_by_key[before.key]
+            self._homes.pop(before.uid, None)
             self._count_uid(before.key, before.uid, -1)
             self._on_job(before.key)
 

@@ -129,11 +129,13 @@ class Reconciler:
             or job.spec.suspend
             or job.metadata.deletion_timestamp is not None
         )
+        pods, agents = self._senses.fleet.pods(uid), self._senses.coordinator.agents(uid)
         return World(
             uid=uid,
             job=job,
-            pods=self._senses.fleet.pods(uid),
-            agents=self._senses.coordinator.agents(uid),
+            pods=pods,
+            # An agent's token proves its pod; which job it belongs to is what the pod says, not the agent.
+            agents={pod.uid: agents[pod.uid] for pod in pods if pod.uid in agents},
             nodes=self._senses.desk.nodes_for(uid),
             offer=self._senses.desk.offer(uid) if in_line else None,
             template_frozen=memory.template is not None
