@@ -95,7 +95,7 @@ class AdmissionDesk:
         return self._offers.get(uid)
 
     def look_again(self) -> None:
-        """What has changed may have made room for somebody who was refused, and nobody else may ask for long."""
+        """What has changed may have made room for somebody who was refused, and nobody may ask for long."""
         if self._refused and (self._stale or not self._offers):
             self._answer(but="")
 
