@@ -146,3 +146,23 @@ def test_a_folder_that_vanishes_in_mid_run_ends_the_round(yard: Yard) -> None:
     gang.until_step(5)
     shutil.rmtree(yard.checkpoints)
     assert gang.wait() == [80, 80]
+
+
+@needs_root
+def test_a_disk_that_is_full_at_the_start_is_no_reason_to_end_for_good(yard: Yard, small_disk: Path) -> None:
+    fill_up(small_disk)
+    gang = yard.start(f"--checkpoint.dir={small_disk}/checkpoints", ranks=2)
+    assert gang.wait() == [80, 80]
+    assert "No space left on device; free space or enlarge the volume" in gang.output()
+
+
+@needs_root
+def test_a_last_save_that_fails_is_not_called_done(yard: Yard, small_disk: Path) -> None:
+    words = (f"--checkpoint.dir={small_disk}/checkpoints", "--checkpoint.every_steps=50")
+    gang = yard.start(*words, "--train.steps=400", "--optim.horizon_steps=8")
+    gang.until_step(1)
+    ballast = fill_up(small_disk)
+    gang.until_output("could not be saved")
+    assert gang.wait() == [80]
+    assert "all 400 steps are done, but the last could not be saved" in gang.output()
+    ballast.unlink()

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from .failures import BadConfig
 
+ORDER_VERSION = 1
+"""Rises when the same seed gives another order of windows: then an older run cannot be continued exactly."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -171,6 +174,7 @@ def identity_of(config: Config) -> dict[str, Any]:
     }
     flat["batch.tokens_per_step"] = config.batch.tokens_per_step
     flat["data.shuffle"] = config.data.shuffle
+    flat["data.order"] = ORDER_VERSION
     return flat
 
 

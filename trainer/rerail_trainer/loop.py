@@ -130,7 +130,7 @@ def finish(run: Run, step: int) -> ExitCode:
     """
     if run.series is not None and run.series.committed_step != step:
         raise TrainerExit(
-            ExitCode.PREEMPTED_NOT_SAVED, f"all {step} steps are done, but the last could not be saved"
+            ExitCode.RETRY_IN_PLACE, f"all {step} steps are done, but the last could not be saved"
         )
     run.reports.say(f"done: {step} steps")
     return ExitCode.DONE

@@ -57,7 +57,7 @@ class Reports:
         self._resumed = {"resumed_from": resumed_from}
         self._checkpoint_step = step
         self._last.update(step=step, checkpoint_step=step)
-        self._ticks.append((time.monotonic(), 0))
+        self._ticks.append((time.monotonic(), step * self._config.batch.tokens_per_step))
         if resumed_from is not None:
             self.metrics.set("resume_step", step)
 
@@ -117,7 +117,7 @@ class Reports:
 
     def _rate(self) -> float:
         (begin, first), (end, last) = self._ticks[0], self._ticks[-1]
-        return (last - first) / (end - begin) if end > begin and first else 0.0
+        return (last - first) / (end - begin) if end > begin else 0.0
 
 
 def _open_jsonl(path: str) -> TextIO:

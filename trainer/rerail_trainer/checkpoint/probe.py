@@ -1,11 +1,13 @@
 """Before step 1: can this process use the checkpoint folder, and is it the same folder on every node?"""
 
+import errno
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from rerail_trainer.failures import BadConfig
+from rerail_api.contract import ExitCode
+from rerail_trainer.failures import BadConfig, TrainerExit
 
 from . import layout
 from .storage import Storage
@@ -16,7 +18,10 @@ _POLL_SECONDS = 0.1
 
 
 def probe(storage: Storage) -> None:
-    """Does once what every save will do. Raises BadConfig with uid, path, reason and what to set."""
+    """Does once what every save will do.
+
+    Raises BadConfig with uid, path, reason and what to set; RETRY_IN_PLACE for a full disk.
+    """
     folder, moved = layout.unique(".probe"), layout.unique(".probe-moved")
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("make a folder in", lambda: storage.make_folder(folder)),
@@ -29,7 +34,7 @@ def probe(storage: Storage) -> None:
             try:
                 act()
             except OSError as error:
-                raise BadConfig(_cannot(what, storage.root, error)) from error
+                raise _cannot(what, storage.root, error) from error
     finally:
         with suppress(OSError):
             storage.remove_folder(folder)
@@ -41,7 +46,7 @@ def open_root(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise BadConfig(_cannot("make", path, error)) from error
+        raise _cannot("make", path, error) from error
 
 
 def sees(storage: Storage, path: str) -> bool:
@@ -56,13 +61,19 @@ def sees(storage: Storage, path: str) -> bool:
     return True
 
 
-def _cannot(what: str, path: str, error: OSError) -> str:
+def _cannot(what: str, path: str, error: OSError) -> TrainerExit:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # Nothing is configured wrongly, and it may work again: the job must not end for good.
+        message = (
+            f"cannot {what} the checkpoint folder {path}: {error.strerror}; free space or enlarge the volume"
+        )
+        return TrainerExit(ExitCode.RETRY_IN_PLACE, message)
     uid, gid = os.geteuid(), os.getegid()
     owner = ""
     with suppress(OSError):
         status = os.stat(path)
         owner = f" (owned by uid {status.st_uid}, gid {status.st_gid}, mode {status.st_mode & 0o7777:o})"
-    return (
+    return BadConfig(
         f"cannot {what} the checkpoint folder {path}{owner} as uid {uid}, gid {gid}: {error.strerror}; "
         f"in a pod set securityContext.fsGroup to a group that may write there, "
         f"for example fsGroup: {gid or 1000}"

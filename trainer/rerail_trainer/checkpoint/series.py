@@ -22,15 +22,6 @@ from .storage import PosixStorage, Storage
 Say = Callable[[str], None]
 """Tells people one line; only rank 0 has something to say."""
 
-RETIRING_CODES = (
-    ExitCode.DONE,
-    ExitCode.BAD_CONFIG,
-    ExitCode.DATA_MISMATCH,
-    ExitCode.NO_CHECKPOINT,
-    ExitCode.DO_NOT_REQUEUE,
-)
-"""After these nobody starts the job again, so its folder may be taken over."""
-
 
 @dataclass(frozen=True)
 class Start:
@@ -77,8 +68,6 @@ class Series:
         self.last_commit_time = loaded.manifest.time if loaded else 0.0
         self._saver = Saver(self._control, self._storage, self._tenure, training)
         self._saver.retention = Retention(config.keep, config.keep_every)
-        if self._control.first:
-            threading.Thread(target=self._keep_alive, name="owner", daemon=True).start()
         return start
 
     def observe_saves(self, observer: Observer) -> None:
@@ -104,7 +93,7 @@ class Series:
         """Writes into the owner's record how this run ended; never raises, and needs rank 0 alone."""
         self._ended.set()
         if self._control.first:
-            state = ownership.FINISHED if code in RETIRING_CODES else ownership.STOPPED
+            state = ownership.FINISHED if code == ExitCode.DONE else ownership.STOPPED
             with suppress(OSError):
                 if self._still_ours():
                     ownership.write_owner(self._storage, self._identity, self._tenure.author.round, state)
@@ -133,7 +122,8 @@ class Series:
                 f"step {least} was committed before, but {start.step} is the newest that can be read here"
             )
 
-    def _keep_alive(self) -> None:
+    def keep_alive(self) -> None:
+        """Shows other jobs that the owner lives, until `close`."""
         while not self._ended.wait(ownership.BEAT_SECONDS):
             with suppress(OSError):
                 if self._still_ours():
@@ -167,6 +157,8 @@ def open_series(
             "what rank 0 wrote; "
             "use a volume that all pods share (ReadWriteMany)"
         )
+    series = Series(control, storage, tenure, identity)
     if control.first:
+        threading.Thread(target=series.keep_alive, name="owner", daemon=True).start()
         threading.Thread(target=rounds.sweep, args=(storage, identity.uid), name="sweep", daemon=True).start()
-    return Series(control, storage, tenure, identity)
+    return series
