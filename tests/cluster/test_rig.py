@@ -15,6 +15,7 @@ from tests.cluster.rig import (
     ApiError,
     CommandFailed,
     ControlPlane,
+    Missing,
     Options,
     RigError,
     binaries,
@@ -76,6 +77,21 @@ def test_a_kubelet_of_somebody_else_is_seen_and_one_of_a_rig_is_not(tmp_path: Pa
     assert ground.foreign_nodes(tmp_path) is None
     runs(13, Path("/usr/bin/kubelet"))
     assert ground.foreign_nodes(tmp_path) == "kubelet (process 13)"
+
+
+def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Missing, match="need root"):
+        ground.require_isolation()
+
+
+def test_a_missing_program_is_named_with_its_package_and_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("RERAIL_TEST_HOST", raising=False)
+    with pytest.raises(Missing, match="apt-get install -y --no-install-recommends buildah iproute2"):
+        ground.install({"ip": "iproute2", "buildah": "buildah"})
 
 
 @pytest.mark.controlplane

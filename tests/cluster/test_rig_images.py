@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,29 @@ def note_of(cluster: ControlPlane, image: storage.StoredImage) -> str:
     said = cluster.kubectl("logs", "noted").strip()
     cluster.kubectl("delete", "pod", "noted")
     return said
+
+
+def test_of_replaced_builds_only_what_a_named_image_builds_on_stays(tmp_path: Path) -> None:
+    def image(name: str, layer: str, day: int, *names: str) -> dict[str, object]:
+        return {
+            "id": name,
+            "layer": layer,
+            "created": f"2026-01-{day:02}T00:00:00.123456789Z",
+            "names": names,
+        }
+
+    stacked = [{"id": "base"}, {"id": "torch", "parent": "base"}, {"id": "code", "parent": "torch"}]
+    other = [{"id": "old-torch", "parent": "base"}, {"id": "old-code", "parent": "old-torch"}]
+    kept = [
+        image("named", "code", 9, "localhost/it:dev"),
+        image("step", "torch", 1),
+        image("young", "old-code", 9),
+    ]
+    gone = [image("old-step", "old-torch", 1), image("old", "old-code", 2)]
+    for part, content in (("layers", stacked + other), ("images", kept + gone)):
+        (tmp_path / f"overlay-{part}").mkdir()
+        (tmp_path / f"overlay-{part}" / f"{part}.json").write_text(json.dumps(content))
+    assert storage.stale(tmp_path, datetime(2026, 1, 8, tzinfo=UTC)) == ["old", "old-step"]
 
 
 @pytest.mark.realnodes

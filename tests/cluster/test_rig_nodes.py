@@ -108,6 +108,16 @@ class TestRealNodes:
         await_phase(real, "after", "Running")
         real.kubectl("delete", "pod", "after", "--force")
 
+    def test_its_api_server_can_be_paused_and_killed_too(self, real: ControlPlane) -> None:
+        real.pause_apiserver()
+        with pytest.raises(CommandFailed):
+            real.kubectl("get", "--raw", "/readyz", "--request-timeout=1s")
+        real.resume_apiserver()
+        real.wait("it answers again", lambda: real.kubectl("get", "--raw", "/readyz") == "ok")
+        real.pause_apiserver()
+        real.restart_apiserver()
+        assert len(real.get("nodes")["items"]) == 2
+
     def test_the_hosts_network_settings_are_untouched(self, real: ControlPlane) -> None:
         rules = subprocess.run(["iptables-save"], capture_output=True, text=True).stdout
         assert "KUBE-" not in rules

@@ -94,8 +94,11 @@ class ControlPlane:
         if hasattr(self, "api"):
             self.api.close()
         self.lifeline.close()
-        for process in self.ground.processes if hasattr(self, "ground") else ():
-            process.popen.wait(timeout=30)
+        if hasattr(self, "ground"):
+            for process in self.ground.processes:
+                process.popen.wait(timeout=30)
+            for claim in self.ground.claims:
+                claim.close()
         if self.nodes is not None:
             self.nodes.release()
 
@@ -162,7 +165,11 @@ class ControlPlane:
         if self.nodes is not None:
             raise RigError("this cluster already has its real nodes")
         self.nodes = RealNodes(self, self.ground)
-        self.nodes.start(count, gpus, images)
+        try:
+            self.nodes.start(count, gpus, images)
+        except BaseException:
+            hint(self.logs_on_failure())
+            raise
         return self.nodes
 
     def wait(self, what: str, look: Any, seconds: float = 60.0) -> Any:

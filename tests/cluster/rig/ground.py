@@ -5,14 +5,16 @@ nodes: its network, mounts, `/run`, `/var/lib`, process numbers and kernel setti
 veth pair is the only way in or out, and when its first process dies everything in it dies too.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from .binaries import ensure
 from .errors import CommandFailed, Missing, RigError
@@ -30,6 +32,7 @@ _KUBELET_TUNABLES = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
+_PORTS = range(20000, 30000)
 SHARED = "/var/lib/rerail-shared"
 _HIDDEN = ("/run", "/var/lib")
 
@@ -40,6 +43,7 @@ class Ground(Protocol):
     address: str
     listen: str
     processes: list[Process]
+    claims: list[IO[str]]
 
     def port(self, usual: int) -> int:
         """A free port; the usual one where nobody else can have taken it."""
@@ -60,12 +64,34 @@ class HostGround:
     address: str = "127.0.0.1"
     listen: str = "127.0.0.1"
     processes: list[Process] = field(default_factory=list)
+    claims: list[IO[str]] = field(default_factory=list)
 
     def port(self, usual: int) -> int:
-        """A port that the kernel says is free."""
+        """A port that is free and that no other rig will take while this one lives.
+
+        Below the ephemeral range, so that no outgoing connection can take it before its server does."""
+        folder = cache() / "ports"
+        folder.mkdir(exist_ok=True)
+        for port in range(_PORTS.start + os.getpid() * 8 % len(_PORTS), _PORTS.stop):
+            claim = (folder / str(port)).open("w")
+            with suppress(BlockingIOError):
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_free(port):
+                    self.claims.append(claim)
+                    return port
+            claim.close()
+        raise RigError("no free port")
+
+    def _is_free(self, port: int) -> bool:
         with socket.socket() as probe:
-            probe.bind((self.address, 0))
-            return int(probe.getsockname()[1])
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as servers do; TIME_WAIT is no obstacle
+            try:
+                probe.bind((self.address, port))
+            except OSError:
+                return False
+        return True
 
     def start(self, name: str, argv: list[str], environment: dict[str, str] | None = None) -> Process:
         """See Ground."""
@@ -92,6 +118,7 @@ class IsolatedGround:
     pod_range: str = ""
     listen: str = "0.0.0.0"
     processes: list[Process] = field(default_factory=list)
+    claims: list[IO[str]] = field(default_factory=list)
     _first: int = 0
 
     def open(self) -> None:
@@ -124,6 +151,7 @@ class IsolatedGround:
         """See Ground. The process's own pid is given, not that of the program that entered the namespaces."""
         log = self.logs / f"{name}.log"
         popen = start_detached(self._enter(argv), log, environment or {})
+        self.lifeline.watch_process(popen.pid)
         pid = only_child(popen.pid)
         self.lifeline.watch_process(pid)
         self.processes.append(Process(name, argv, pid, log, popen))

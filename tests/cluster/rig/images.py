@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from . import paths, storage
@@ -26,6 +27,7 @@ from .storage import StoredImage
 TARGETS = ("operator", "trainer")
 _SUITE = "bookworm"
 _PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
+_KEPT = timedelta(days=7)  # how long steps of replaced builds stay, for those who go back
 _RECIPE = 1  # raise it when the steps below change what is in the base
 
 
@@ -46,7 +48,10 @@ def build_images(
     install({"buildah": "buildah", "debootstrap": "debootstrap", "unshare": "util-linux"})
     with _lock():
         arguments = {"BASE_IMAGE": _base(), **(build_args or {})}
-        return {target: _build(checkout, target, arguments) for target in targets}
+        built = {target: _build(checkout, target, arguments) for target in targets}
+        for old in storage.stale(_folder("storage"), datetime.now(UTC) - _KEPT):
+            _forget(old)
+        return built
 
 
 @contextmanager
@@ -146,6 +151,15 @@ def write_archive(image: StoredImage, path: Path) -> Path:
         image.write(stream)
     partial.rename(path)
     return path
+
+
+def _forget(identity: str) -> None:
+    """Removing an image takes along the steps that only it was built on, so some are gone when their turn comes."""
+    try:
+        _buildah("rmi", "--force", identity)
+    except CommandFailed as failure:
+        if "image not known" not in failure.stderr:
+            raise
 
 
 def _mounts() -> dict[Path, str]:

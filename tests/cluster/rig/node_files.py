@@ -26,6 +26,11 @@ class NodePlan:
         return Path("/run") / self.name
 
     @property
+    def kubelet_root(self) -> Path:
+        """The kubelet's folder as it sees it: short, for it makes sockets there, whose paths end at 107 characters."""
+        return Path("/var/lib") / self.name
+
+    @property
     def socket(self) -> Path:
         """containerd's socket."""
         return self.run / "containerd.sock"

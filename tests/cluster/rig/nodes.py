@@ -201,7 +201,8 @@ class RealNodes:
         cluster.authority.kubeconfig(plan.folder / "kubeconfig", cluster.url, identity)
         script = [
             "set -e",
-            f"mkdir -p {plan.run}",
+            f"mkdir -p {plan.run} {plan.kubelet_root}",
+            f"mount --bind {plan.folder / 'kubelet'} {plan.kubelet_root}",
             f"ip link add {plan.bridge} type bridge",
             f"ip address add {plan.address}/24 dev {plan.bridge}",
             f"ip link set {plan.bridge} up",
@@ -219,7 +220,7 @@ class RealNodes:
             str(self._binaries["kubelet"]),
             f"--config={plan.folder / 'kubelet.json'}",
             f"--kubeconfig={plan.folder / 'kubeconfig'}",
-            f"--root-dir={plan.folder / 'kubelet'}",
+            f"--root-dir={plan.kubelet_root}",
             f"--hostname-override={plan.name}",
             f"--node-ip={plan.address}",
         ]

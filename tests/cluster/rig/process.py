@@ -35,6 +35,9 @@ class Process:
         """Send a signal to this process only; no error if it is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+        if number in (signal.SIGCONT, signal.SIGKILL) and self.popen.pid != self.pid and self.alive:
+            # nsenter stops itself when its child stops, and a stopped parent never hears of the child's end.
+            self.popen.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone (a stopped process dies too)."""

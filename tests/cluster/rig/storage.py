@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tarfile import BLOCKSIZE, TarInfo
 from typing import IO, Any
@@ -114,7 +115,28 @@ def read(store: Path, stored_name: str, name: str) -> StoredImage:
     return StoredImage(name, identity, config, _layers(store, found[0]["layer"]))
 
 
-def _layers(store: Path, top: str) -> tuple[Layer, ...]:
+def stale(store: Path, before: datetime) -> list[str]:
+    """The ids of images that a later build has replaced before that time, newest first.
+
+    An image without a name is a step of a build. One whose layers an image with a name still uses is that one's
+    cache and stays."""
+    images = json.loads((store / "overlay-images" / "images.json").read_text())
+    used: set[str] = set()
+    for image in images:
+        if image.get("names"):
+            used.update(layer["id"] for layer in _stack(store, image["layer"]))
+    old = [
+        image
+        for image in images
+        if not image.get("names")
+        and image.get("layer") not in used
+        and datetime.fromisoformat(image["created"]) < before
+    ]
+    return [str(image["id"]) for image in sorted(old, key=lambda image: str(image["created"]), reverse=True)]
+
+
+def _stack(store: Path, top: str) -> list[dict[str, Any]]:
+    """The records of a layer and all below it, lowest first."""
     known = {
         layer["id"]: layer for layer in json.loads((store / "overlay-layers" / "layers.json").read_text())
     }
@@ -123,8 +145,12 @@ def _layers(store: Path, top: str) -> tuple[Layer, ...]:
     while here:
         order.insert(0, known[here])
         here = known[here].get("parent")
+    return order
+
+
+def _layers(store: Path, top: str) -> tuple[Layer, ...]:
     layers: list[Layer] = []
-    for layer in order:
+    for layer in _stack(store, top):
         digest = layer["diff-digest"]
         below = layers[-1].chain if layers else ""
         chain = f"sha256:{hashlib.sha256(f'{below} {digest}'.encode()).hexdigest()}" if below else digest
