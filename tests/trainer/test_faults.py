@@ -158,11 +158,15 @@ def test_a_disk_that_is_full_at_the_start_is_no_reason_to_end_for_good(yard: Yar
 
 @needs_root
 def test_a_last_save_that_fails_is_not_called_done(yard: Yard, small_disk: Path) -> None:
-    words = (f"--checkpoint.dir={small_disk}/checkpoints", "--checkpoint.every_steps=50")
-    gang = yard.start(*words, "--train.steps=400", "--optim.horizon_steps=8")
-    gang.until_step(1)
+    gang = yard.start(
+        f"--checkpoint.dir={small_disk}/checkpoints",
+        at={"point": "due", "step": 8, "signal": "SIGSTOP"},
+    )
+    gang.until_frozen(0)
     ballast = fill_up(small_disk)
-    gang.until_output("could not be saved")
+    os.kill(gang.pids[0], signal.SIGCONT)
     assert gang.wait() == [80]
-    assert "all 400 steps are done, but the last could not be saved" in gang.output()
+    assert "all 8 steps are done, but the last could not be saved" in gang.output()
     ballast.unlink()
+    again = yard.run(f"--checkpoint.dir={small_disk}/checkpoints")
+    assert sorted(again.losses()) == [7, 8]
