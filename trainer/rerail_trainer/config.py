@@ -185,17 +185,20 @@ def config_hash(config: Config) -> str:
 
 def check(config: Config) -> None:
     """Raises BadConfig with what to write instead; needs no torch and no data."""
+    for name, value in _counts(config).items():
+        if value < 1:
+            raise BadConfig(f"{name}={value} must be at least 1")
     model, batch, checkpoint = config.model, config.batch, config.checkpoint
     rules = [
         (
-            model.heads % max(model.kv_heads, 1) == 0,
+            model.heads % model.kv_heads == 0,
             f"model.kv_heads={model.kv_heads} must divide model.heads={model.heads}",
         ),
         (model.head_dim % 2 == 0, f"model.head_dim={model.head_dim} must be even: RoPE turns pairs"),
         (
             batch.tokens_per_step % model.seq_len == 0,
-            f"batch.tokens_per_step={batch.tokens_per_step} "
-            f"must be a multiple of model.seq_len={model.seq_len}",
+            f"batch.tokens_per_step={batch.tokens_per_step} must be a multiple of "
+            f"model.seq_len={model.seq_len}",
         ),
         (
             checkpoint.keep >= 2,
@@ -207,23 +210,20 @@ def check(config: Config) -> None:
         ),
         (config.optim.warmup_steps >= 0, "optim.warmup_steps must not be negative"),
     ]
-    positive = {
-        "model.layers": model.layers,
-        "model.dim": model.dim,
-        "model.heads": model.heads,
-        "model.kv_heads": model.kv_heads,
-        "model.head_dim": model.head_dim,
-        "model.ffn": model.ffn,
-        "model.seq_len": model.seq_len,
-        "batch.tokens_per_step": batch.tokens_per_step,
-        "batch.micro_batch": batch.micro_batch,
-        "checkpoint.every_steps": checkpoint.every_steps,
-        "metrics.every": config.metrics.every,
-        "train.steps": config.train.steps,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise BadConfig(f"{name}={value} must be at least 1")
     for holds, message in rules:
         if not holds:
             raise BadConfig(message)
+
+
+def _counts(config: Config) -> dict[str, int]:
+    """Settings that must be positive."""
+    model = asdict(config.model)
+    names = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn", "seq_len")
+    return {
+        **{f"model.{name}": model[name] for name in names},
+        "batch.tokens_per_step": config.batch.tokens_per_step,
+        "batch.micro_batch": config.batch.micro_batch,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "metrics.every": config.metrics.every,
+        "train.steps": config.train.steps,
+    }
