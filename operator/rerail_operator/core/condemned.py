@@ -26,8 +26,10 @@ def with_condemned(
         return taken
     away = avoided(job, now)
     faults = [fault for seat in taken if (fault := unfit(world, seat, now)) is not None]
-    bad = {fault.node_rank for fault in hold_if_ours(faults, len(taken))}
-    return tuple(replace(seat, condemned=_is_condemned(seat, round_, away, bad)) for seat in taken)
+    bad = {fault.node_rank for fault in hold_if_ours(world, faults, len(taken), now)}
+    return tuple(
+        replace(seat, condemned=True) if _is_condemned(seat, round_, away, bad) else seat for seat in taken
+    )
 
 
 def _is_condemned(seat: Seat, round_: int, away: dict[str, str], bad: set[int]) -> bool:

@@ -61,16 +61,21 @@ def find_faults(world: World, taken: Iterable[Seat], now: datetime) -> tuple[Fau
         fault = _seat_fault(world, seat, status.round, status.released_round, now)
         if fault is not None:
             found.append(fault)
-    found = hold_if_ours(found, len(seats_))
+    found = hold_if_ours(world, found, len(seats_), now)
     return tuple(replace(f, at=min(f.at, world.memory.get(f.key, f.at))) for f in found)
 
 
-def hold_if_ours(found: list[Fault], size: int) -> list[Fault]:
-    """More silent agents at once than max(3, 5 %) means our own network: none of them counts."""
+def hold_if_ours(world: World, found: list[Fault], size: int, now: datetime) -> list[Fault]:
+    """The faults without silences that do not count: a step that moves since then vetoes a silence, and more
+    silent agents at once than max(3, 5 %) means our own network."""
     silent = [f for f in found if f.kind is IncidentClass.NETWORK]
-    if len(silent) > max(3, size // 20):
-        return [f for f in found if f.kind is not IncidentClass.NETWORK]
-    return found
+    if not silent:
+        return found
+    moved = _last_move(world)  # once, not per silent agent: thousands may fall silent together
+    vetoed = {id(f) for f in silent if moved is not None and _moves_since(f.at, moved, now)}
+    if len(silent) - len(vetoed) > max(3, size // 20):
+        vetoed = {id(f) for f in silent}
+    return [f for f in found if id(f) not in vetoed]
 
 
 def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datetime) -> Fault | None:
@@ -323,7 +328,7 @@ def _agent_stuck(seat: Seat, pod: Pod, now: datetime) -> Fault | None:
 
 
 def _agent_silent(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | None:
-    """An agent that should be there and is not: lost only after a long silence that no moving step vetoes."""
+    """An agent that should be there and has long been silent; whether that counts, `hold_if_ours` says."""
     assert world.job is not None  # noqa: S101 - narrowing; callers hold a live job
     agent, status = seat.agent, world.job.status
     if pod.phase is not PodPhase.RUNNING or (agent is not None and agent.connected):
@@ -333,7 +338,7 @@ def _agent_silent(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | 
         return None
     heard = agent.last_seen if agent is not None else world.leading_since or now
     since = max(heard, world.leading_since or heard)
-    if now - since < SILENT_IS_LOST or _gang_moves(world, heard, now):
+    if now - since < SILENT_IS_LOST:
         return None
     return Fault(
         Cause.LOST,
@@ -346,13 +351,12 @@ def _agent_silent(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | 
     )
 
 
-def _gang_moves(world: World, then: datetime, now: datetime) -> bool:
+def _last_move(world: World) -> datetime | None:
+    """When a connected agent last told of a step."""
+    told = (a.progress.at for a in world.agents.values() if a.connected and a.progress is not None)
+    return max((at for at in told if at is not None), default=None)
+
+
+def _moves_since(then: datetime, moved: datetime, now: datetime) -> bool:
     """Whether steps are still being made that nobody could make without the agent silent since `then`."""
-    return any(
-        a.connected
-        and a.progress is not None
-        and a.progress.at is not None
-        and a.progress.at > then + SUSPECT
-        and now - a.progress.at < SILENT_IS_LOST
-        for a in world.agents.values()
-    )
+    return moved > then + SUSPECT and now - moved < SILENT_IS_LOST

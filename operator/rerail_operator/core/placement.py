@@ -62,7 +62,8 @@ def place_missing(
         return found.refusal(len(ranks), len(fitting))
     placed = _as_wished(ranks, fitting, wished or {})
     others = [rank for rank in ranks if rank not in placed]
-    left = [node for node in fitting if node.name not in set(placed.values())]
+    used = set(placed.values())
+    left = [node for node in fitting if node.name not in used]
     neighbours = _Neighbours({**keep, **placed}, nodes)
     if neighbours.unknown:
         taken = tightest([domain(node) for node in left], len(others))
