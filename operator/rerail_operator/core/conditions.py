@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from rerail_api.status import Condition, ConditionStatus, ConditionType
+from rerail_api.status import Condition, ConditionStatus, ConditionType, TrainingJobStatus
 
 from .reasons import Reason
 
@@ -28,3 +28,9 @@ def condition(kind: ConditionType, value: bool, why: tuple[Reason, str], now: da
         message=message,
         last_transition_time=now,
     )
+
+
+def stop_is_ordered(status: TrainingJobStatus) -> bool:
+    """Whether a suspension has been written; the condition turns True only once nothing runs any more."""
+    told = status.condition(ConditionType.SUSPENDED)
+    return told is not None and told.reason in (Reason.SUSPENDING, Reason.SUSPENDED)

@@ -14,13 +14,14 @@ from rerail_api.status import (
 )
 from rerail_api.v1alpha1 import TrainingJob
 
-from .conditions import condition, with_condition
+from .conditions import condition, stop_is_ordered, with_condition
 from .gang import Seat
 from .ledger import advance, charge, lost_between, running_stage
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
 from .reasons import Reason
+from .restarts import has_moved
 from .world import Progress, World
 
 SOFT_INTERVAL = timedelta(seconds=10)
@@ -61,6 +62,8 @@ def _status(
         ran = ledger.productive_seconds - written.productive_seconds
         closed, note = _closed(incidents[-1], told, now - timedelta(seconds=ran))
         incidents, notes = (*incidents[:-1], closed), (*notes, note)
+    if "restarts" not in outcome.changes and has_moved(job.status, told.step if told is not None else None):
+        base = base.model_copy(update={"restarts": base.restarts.model_copy(update={"since_progress": 0})})
     changes = {
         "phase": outcome.phase,
         "reason": outcome.reason.value,
@@ -164,7 +167,7 @@ def _overtaken(
     found = []
     if outcome.phase is not Phase.RUNNING and base.is_true(ConditionType.RUNNING):
         found.append((ConditionType.RUNNING, False, outcome.reason, outcome.message))
-    if outcome.phase is not Phase.SUSPENDED and base.is_true(ConditionType.SUSPENDED):
+    if outcome.phase is not Phase.SUSPENDED and stop_is_ordered(base):
         found.append((ConditionType.SUSPENDED, False, Reason.RESUMED, "waits for nodes"))
     return tuple(found)
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from rerail_api.status import ConditionType, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
+from .conditions import stop_is_ordered
 from .gang import may_still_run
 from .names import revision_name, template_hash
 from .outcome import Outcome
@@ -20,6 +21,7 @@ NAME_TAKEN = "NameTaken"
 """The action of a rejection that speaks of a name, not of the template."""
 LOOK_AGAIN = timedelta(seconds=30)
 SETTLING = timedelta(seconds=1)
+NEEDS_A_PERSON = frozenset({Reason.NEVER_FITS, Reason.INVALID_SPEC, Reason.KUEUE_NOT_SUPPORTED})
 RETRY_QUOTA = timedelta(seconds=15)
 RETRY_TEMPLATE = timedelta(seconds=60)
 
@@ -50,12 +52,13 @@ def queue(world: World, job: TrainingJob, now: datetime) -> Outcome:
     """The job holds no nodes: it is admitted whole, or told in numbers why not."""
     if KUEUE_LABEL in job.metadata.labels:
         return _held(
+            job,
             Reason.KUEUE_NOT_SUPPORTED,
             f"label {KUEUE_LABEL} is set, and this version cannot gate on Kueue: remove the label",
         )
     invalid = why_invalid(world, job)
     if invalid:
-        return _held(Reason.INVALID_SPEC, invalid)
+        return _held(job, Reason.INVALID_SPEC, invalid)
     if may_still_run(world):
         return _clear_old_pods(world)
     refused = fresh_rejection(world.rejections, now)
@@ -63,9 +66,9 @@ def queue(world: World, job: TrainingJob, now: datetime) -> Outcome:
         return _rejected(job, refused, now)
     offer = world.offer
     if offer is None:
-        return _held(Reason.CLUSTER_SETTLING, "the cluster's nodes and running jobs are being counted")
+        return _held(job, Reason.CLUSTER_SETTLING, "the cluster's nodes and running jobs are being counted")
     if isinstance(offer, Refusal):
-        return _held(Reason(offer.reason), offer.message)
+        return _held(job, Reason(offer.reason), offer.message)
     if not world.dry_run_passed:
         first = offer.nodes[min(offer.nodes)]
         return Outcome(
@@ -80,13 +83,17 @@ def queue(world: World, job: TrainingJob, now: datetime) -> Outcome:
     return _admit(job, offer, now)
 
 
-def _held(reason: Reason, message: str) -> Outcome:
+def _held(job: TrainingJob, reason: Reason, message: str) -> Outcome:
+    before = job.status.condition(ConditionType.ADMITTED)
+    news = before is None or before.reason != reason.value
+    level = Level.WARNING if reason in NEEDS_A_PERSON else Level.NORMAL
     return Outcome(
         Phase.QUEUED,
         reason,
         message,
         Stage.QUEUED,
         conditions=((ConditionType.ADMITTED, False, reason, message),),
+        notes=(Note(reason, message, level),) if news else (),
         requeue_after=SETTLING if reason is Reason.CLUSTER_SETTLING else LOOK_AGAIN,
         because="the gang has no place now",
     )
@@ -172,7 +179,7 @@ def suspend(world: World, job: TrainingJob) -> Outcome:
     """Save, stop, give everything back. The intent comes first: a stop by order is never a failure."""
     status = job.status
     left = may_still_run(world)
-    if status.is_true(ConditionType.ADMITTED) or not status.is_true(ConditionType.SUSPENDED):
+    if status.is_true(ConditionType.ADMITTED) or not stop_is_ordered(status):
         message = "asked to save and stop" if left else "holds no nodes"
         reason = Reason.SUSPENDING if left else Reason.SUSPENDED
         return Outcome(
@@ -181,7 +188,7 @@ def suspend(world: World, job: TrainingJob) -> Outcome:
             message,
             Stage.STOP if left else Stage.SUSPENDED,
             conditions=(
-                (ConditionType.SUSPENDED, True, reason, message),
+                (ConditionType.SUSPENDED, not left, reason, message),
                 (ConditionType.ADMITTED, False, Reason.SUSPENDED, "the job is suspended"),
             ),
             notes=(Note(reason, message),),
@@ -195,7 +202,7 @@ def suspend(world: World, job: TrainingJob) -> Outcome:
             Reason.SUSPENDING,
             message,
             Stage.STOP,
-            conditions=((ConditionType.SUSPENDED, True, Reason.SUSPENDING, message),),
+            conditions=((ConditionType.SUSPENDED, False, Reason.SUSPENDING, message),),
             actions=(DeleteGang(),) if any(not pod.deleting for pod in left) else (),
             requeue_after=timedelta(seconds=5),
             because="pods get SIGTERM, their grace, and are gone",

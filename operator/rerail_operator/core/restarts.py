@@ -68,7 +68,7 @@ def judge(
     charged = root.kind not in FREE if rule is None else rule.action is not RuleAction.IGNORE
     mark = fingerprint(root)
     point = _same_point(status.same_point, mark, step, root)
-    moved = _moved(status, step) or (step is None and _ran_long(status, root))
+    moved = has_moved(status, step) or (step is None and _ran_long(status, root))
     if moved and point.count > 1:
         point = point.model_copy(update={"count": 1})
     since = (0 if moved else status.restarts.since_progress) + (1 if charged else 0)
@@ -145,7 +145,7 @@ def _same_point(before: SamePoint | None, mark: str, step: int | None, root: Fau
     return SamePoint(fingerprint=mark, step=step, count=1)
 
 
-def _moved(status: TrainingJobStatus, step: int | None) -> bool:
+def has_moved(status: TrainingJobStatus, step: int | None) -> bool:
     """Whether the job got further than at its last incident."""
     if step is None or not status.incidents:
         return False
