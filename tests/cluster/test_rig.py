@@ -24,6 +24,7 @@ from tests.cluster.rig import (
     until,
     versions,
 )
+from tests.cluster.rig.lifeline import Lifeline
 from tests.cluster.rig.nodes import command_line
 from tests.cluster.rig_pods import await_phase, phase, pod
 
@@ -232,6 +233,18 @@ class TestControlPlane:
     def test_real_nodes_are_refused_on_the_host(self, plane: ControlPlane) -> None:
         with pytest.raises(RigError, match="isolated"):
             plane.real_nodes(1)
+
+
+def test_a_forked_process_does_not_keep_the_rig_alive(tmp_path: Path) -> None:
+    lifeline = Lifeline(tmp_path / "log")
+    doomed = tmp_path / "doomed"
+    doomed.mkdir()
+    lifeline.watch_path(doomed)
+    # A process that holds our end of the pipe open, as a fork of this one would.
+    with subprocess.Popen(["sleep", "60"], pass_fds=[lifeline.pipe]) as holder:
+        lifeline.close()
+        holder.kill()
+    assert not doomed.exists()
 
 
 @pytest.mark.controlplane

@@ -1,7 +1,7 @@
 """A small process that cleans up when its owner closes the pipe, or dies in any way whatsoever.
 
 The owner writes one JSON line per thing to clean: `{"pid": N, "started": "TICKS"}`,
-`{"cgroup": PATH}`, `{"path": PATH}`. At end of file everything is undone: processes are killed
+`{"cgroup": PATH}`, `{"path": PATH}`. At `{"end": true}` or end of file everything is undone: processes are killed
 (only if they are still the ones that were named), then control groups, then paths are removed. So teardown is one code
 path, and a test run that is killed with SIGKILL leaves nothing behind either.
 """
@@ -44,6 +44,12 @@ class Lifeline:
                 start_new_session=True,  # Ctrl-C is for the owner; we act when the owner is gone
             )
 
+    @property
+    def pipe(self) -> int:
+        """The descriptor of the owner's end."""
+        assert self._process.stdin is not None
+        return self._process.stdin.fileno()
+
     def watch_process(self, pid: int) -> None:
         """Kill this process at the end."""
         self._tell({"pid": pid, "started": started(pid)})
@@ -60,6 +66,9 @@ class Lifeline:
         """Undo everything. Safe to call twice."""
         pipe = self._process.stdin
         if pipe is not None and not pipe.closed:
+            # Said in words, for a process forked meanwhile may hold the pipe's other end open.
+            with contextlib.suppress(BrokenPipeError):
+                self._tell({"end": True})
             pipe.close()
             self._process.wait(timeout=3 * _DEADLINE_SECONDS)
 
@@ -74,7 +83,11 @@ def main() -> None:
     """The cleaner's end: collect until the pipe closes, then undo."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    entries = [json.loads(line) for line in sys.stdin.buffer if line.strip()]
+    entries: list[dict[str, Any]] = []
+    for line in sys.stdin.buffer:
+        entries.append(json.loads(line))
+        if "end" in entries[-1]:
+            break
     _kill([(e["pid"], e["started"]) for e in entries if "pid" in e])
     for entry in reversed(entries):
         if "cgroup" in entry:
