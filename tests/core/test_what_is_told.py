@@ -27,5 +27,5 @@ def test_suspended_is_true_only_once_nothing_runs() -> None:
     scene = running().spec(suspend=True).written()
     told = scene.job.status.condition(ConditionType.SUSPENDED)
     assert told is not None and (told.status, told.reason) == (ConditionStatus.FALSE, "Suspending")
-    gone = scene.see(pods=(), agents={}).written().job.status
+    gone = scene.gone(0).gone(1).written().job.status
     assert gone.is_true(ConditionType.SUSPENDED) and not gone.is_true(ConditionType.ADMITTED)
