@@ -24,6 +24,7 @@ OLDEST = (1, 34)
 STATE = os.path.join(imagetools.ROOT, ".rerail")
 SHARED = os.path.join(STATE, "shared")
 KUBECONFIG = os.path.join(STATE, "kind.kubeconfig")
+CRDS = os.path.join(imagetools.ROOT, "crds")
 CONFIG = os.path.join(imagetools.ROOT, "kind-config.yaml")
 WHERE = {
     "docker": "https://docs.docker.com/engine/install/",
@@ -51,7 +52,7 @@ def main(arguments):
 def up(gpus):
     """The cluster with Rerail in it; every step may be repeated. Cannot: the step, and what helps."""
     cluster = Kind(find("docker"), find("kind"), find("kubectl"), find("helm"))
-    cluster.create()
+    fresh = cluster.create()
     cluster.require_version()
     tool = imagetools.Tool("docker")
     from tests.cluster.rig.images import image_name
@@ -61,10 +62,16 @@ def up(gpus):
         tool.build(imagetools.ROOT, target, name)
     cluster.load(list(names.values()))
     cluster.pretend_gpus(gpus)
-    from tests.cluster.rig.daemon import install
+    from tests.cluster.rig.daemon import NAMESPACE, install
 
     say("installing Rerail ...")
+    if not fresh:
+        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRDS)
     say(install(cluster).strip())
+    if not fresh:
+        # The new image has the old one's name, so nothing in the Deployment has changed.
+        cluster.kubectl("rollout", "restart", "deployment/rerail", "-n", NAMESPACE)
+        cluster.kubectl("rollout", "status", "deployment/rerail", "-n", NAMESPACE, "--timeout=180s")
     sys.stdout.write(NEXT.format(kubeconfig=KUBECONFIG))
 
 
@@ -103,17 +110,19 @@ class Kind:
         self._docker, self._kind, self._kubectl, self._helm = docker, kind, kubectl, helm
 
     def create(self):
+        """Make it; False where it is there already."""
         os.makedirs(SHARED, exist_ok=True)
         os.chmod(SHARED, 0o1777)  # the trainer's user is not root
         if NAME in output_of([self._kind, "get", "clusters"]).split():
             say(f"cluster {NAME} is there already")
             run([self._kind, "export", "kubeconfig", "--name", NAME, "--kubeconfig", KUBECONFIG])
-            return
+            return False
         words = [self._kind, "create", "cluster", "--name", NAME, "--config", CONFIG]
         if os.environ.get("KIND_NODE_IMAGE"):
             words += ["--image", os.environ["KIND_NODE_IMAGE"]]
         # kind reads the directory of the mounts relative to where it runs.
         run([*words, "--kubeconfig", KUBECONFIG, "--wait", "120s"], cwd=imagetools.ROOT)
+        return True
 
     def require_version(self):
         told = json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]

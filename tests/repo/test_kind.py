@@ -83,7 +83,12 @@ def test_up_makes_the_cluster_and_installs_rerail_as_make_cluster_does(tmp_path:
 def test_up_goes_on_with_a_cluster_that_is_there(tmp_path: Path) -> None:
     done = run_script("kind.py", "up", env=programs(tmp_path, clusters="rerail other"))
     assert done.returncode == 0, done.stderr
-    assert not [call for call in calls(tmp_path) if "create cluster" in call]
+    asked = calls(tmp_path)
+    assert not [call for call in asked if "create cluster" in call]
+    (crd,) = (number for number, call in enumerate(asked) if f"--force-conflicts -f {ROOT / 'crds'}" in call)
+    (install,) = (number for number, call in enumerate(asked) if call.startswith("helm"))
+    (restart,) = (number for number, call in enumerate(asked) if "rollout restart deployment/rerail" in call)
+    assert crd < install < restart, "helm upgrades no CRD, and a new image of the same name restarts nothing"
 
 
 def test_a_cluster_that_is_too_old_is_refused_before_anything_is_built(tmp_path: Path) -> None:
