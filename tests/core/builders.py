@@ -173,7 +173,9 @@ class Scene:
         told = Exit(exit_code=code, rank=rank, local_rank=0, at=after(at), **fields)
         return self.agent(rank, state=AgentState.FAILED, exit=told, ranks_alive=alive)
 
-    def container(self, rank: int, code: int, reason: str = "Error", message: str = "", **fields: Any) -> "Scene":
+    def container(
+        self, rank: int, code: int, reason: str = "Error", message: str = "", **fields: Any
+    ) -> "Scene":
         """The kubelet tells how the container of that node rank ended."""
         phase = PodPhase.SUCCEEDED if code == 0 else PodPhase.FAILED
         ending = Termination(code, reason=reason, message=message, **fields)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import strategies as st
+
 from rerail_api.v1alpha1 import TrainingJob, parse_job
 from rerail_operator.core.world import Node, Nodes, Taint
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rerail_operator.core.admission import Queued, plan_admissions
 from rerail_operator.core.placement import gang_request
 from rerail_operator.core.world import Node, Placement, Refusal

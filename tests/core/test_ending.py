@@ -31,7 +31,13 @@ def complete(scene: Scene) -> Scene:
 def failed(scene: Scene, rank: int = 1) -> Scene:
     """Ended by a rule, with that node rank as its evidence."""
     rules = [{"name": "no", "onExitCodes": {"operator": "In", "values": [3]}, "action": "FailJob"}]
-    scene = scene.policy(rules=rules).exits(rank, code=3, lines=("Traceback", "ValueError: bad")).written().later(1).written()
+    scene = (
+        scene.policy(rules=rules)
+        .exits(rank, code=3, lines=("Traceback", "ValueError: bad"))
+        .written()
+        .later(1)
+        .written()
+    )
     assert scene.job.status.is_true(ConditionType.FAILED)
     return scene
 

@@ -25,9 +25,8 @@ from .wants import Want, check
 
 def between_rounds(scene: Scene, **incident: object) -> Scene:
     """A second round is open after a failure; whoever lives still belongs to the first."""
-    return (
-        scene.incident(an_incident(**{"at": scene_time(scene), **incident}))
-        .status(round=2, restarts=RestartCounts(total=1))
+    return scene.incident(an_incident(**{"at": scene_time(scene), **incident})).status(
+        round=2, restarts=RestartCounts(total=1)
     )
 
 
@@ -39,13 +38,21 @@ def joined(scene: Scene, round_: int = 2) -> Scene:
     return scene.all(state=AgentState.READY, round=round_, exit=None, release=None)
 
 
-STUCK = {"unschedulable": "0/3 nodes are available: 1 Insufficient nvidia.com/gpu", "bound": False, "phase": PodPhase.PENDING}
+STUCK = {
+    "unschedulable": "0/3 nodes are available: 1 Insufficient nvidia.com/gpu",
+    "bound": False,
+    "phase": PodPhase.PENDING,
+}
 
 CASES: dict[str, tuple[Scene, Want]] = {
     "all pods are created at once, each on its claimed node": (
         admitted(3),
-        Want("PlacingPods", ("create 0 on n0 in round 1", "create 1 on n1 in round 1", "create 2 on n2 in round 1"),
-             phase="Starting", status={"ledger.stage": "placement"}),
+        Want(
+            "PlacingPods",
+            ("create 0 on n0 in round 1", "create 1 on n1 in round 1", "create 2 on n2 in round 1"),
+            phase="Starting",
+            status={"ledger.stage": "placement"},
+        ),
     ),
     "a claim that was forgotten is planned again": (
         admitted().see(claim=None).full("n0"),
@@ -57,7 +64,13 @@ CASES: dict[str, tuple[Scene, Want]] = {
     ),
     "a name that somebody else has taken makes a new round with new names": (
         admitted().rejected("NameTaken", "exists", pod_name="gpt-c0ffe-1-0"),
-        Want("NameTaken", intent=True, round=2, says="gpt-c0ffe-1-0", status={"restarts.total": 0, "incidents": ()}),
+        Want(
+            "NameTaken",
+            intent=True,
+            round=2,
+            says="gpt-c0ffe-1-0",
+            status={"restarts.total": 0, "incidents": ()},
+        ),
     ),
     "a name taken by our own pod is no trouble": (
         placed().rejected("NameTaken", "exists", pod_name="gpt-c0ffe-1-0"),
@@ -85,8 +98,13 @@ CASES: dict[str, tuple[Scene, Want]] = {
     ),
     "after that the node is left out and a round opened that counts for nothing": (
         placed().pod(1, **STUCK).written().later(10),
-        Want("PlacementLost", intent=True, round=2, says="gpt-c0ffe-1-1 does not get n1",
-             status={"restarts.total": 0, "excluded_nodes.0.name": "n1", "excluded_nodes.0.until": after(310)}),
+        Want(
+            "PlacementLost",
+            intent=True,
+            round=2,
+            says="gpt-c0ffe-1-1 does not get n1",
+            status={"restarts.total": 0, "excluded_nodes.0.name": "n1", "excluded_nodes.0.until": after(310)},
+        ),
     ),
     "then the pod that is stuck makes way for one elsewhere and the others stay": (
         placed().pod(1, **STUCK).written().later(10).written().pod(0, phase=PodPhase.RUNNING).agent(0),
@@ -110,31 +128,58 @@ CASES: dict[str, tuple[Scene, Want]] = {
     ),
     "the release is written before any rank starts": (
         at_barrier(),
-        Want("Released", intent=True, phase="Starting", round=1, within=0,
-             status={"released_round": 1, "start_time": after(0)}),
+        Want(
+            "Released",
+            intent=True,
+            phase="Starting",
+            round=1,
+            within=0,
+            status={"released_round": 1, "start_time": after(0)},
+        ),
     ),
     "then every agent is told to run, with rank 0's address and port": (
         released(),
-        Want("NodesStarting", ("run p1-0=0 p1-1=1 of round 1 at 10.0.0.0:20000",), phase="Starting", says="0 of 2"),
+        Want(
+            "NodesStarting",
+            ("run p1-0=0 p1-1=1 of round 1 at 10.0.0.0:20000",),
+            phase="Starting",
+            says="0 of 2",
+        ),
     ),
     "an agent that missed the release gets it word for word": (
-        running().agent(1, state=AgentState.READY, release=None)
-        .agent(0, release=a_release(0, 2, master_addr="10.9.9.9", master_port=31_000), address="10.0.0.7", port=5),
+        running()
+        .agent(1, state=AgentState.READY, release=None)
+        .agent(
+            0, release=a_release(0, 2, master_addr="10.9.9.9", master_port=31_000), address="10.0.0.7", port=5
+        ),
         Want("NodesStarting", ("run p1-1=1 of round 1 at 10.9.9.9:31000",), says="1 of 2"),
     ),
     "no second release is made up while an agent that may hold the first is unheard": (
         released().silent(0, forgotten=True),
         Want("NodesStarting", says="0 of 2"),
     ),
+    "nor while one of the others is": (
+        released(3).silent(1, forgotten=True),
+        Want("NodesStarting", says="0 of 3"),
+    ),
     "never Running while one node is not": (
         running(3).agent(2, state=AgentState.READY, release=None),
-        Want("NodesStarting", ("run p1-2=2 of round 1 at 10.0.0.0:20000",), phase="Starting", true=("Admitted",),
-             status={"nodes.ready": 2, "nodes.summary": "2/3"}),
+        Want(
+            "NodesStarting",
+            ("run p1-2=2 of round 1 at 10.0.0.0:20000",),
+            phase="Starting",
+            true=("Admitted",),
+            status={"nodes.ready": 2, "nodes.summary": "2/3"},
+        ),
     ),
     "all ranks of all nodes run": (
         running(),
-        Want("AllRanksRunning", phase="Running", true=("Admitted", "Running"),
-             status={"nodes.ready": 2, "nodes.desired": 2, "nodes.summary": "2/2"}),
+        Want(
+            "AllRanksRunning",
+            phase="Running",
+            true=("Admitted", "Running"),
+            status={"nodes.ready": 2, "nodes.desired": 2, "nodes.summary": "2/2"},
+        ),
     ),
     "a node that is done already counts as running until all are": (
         running().agent(1, state=AgentState.DONE, ranks_alive=0),
@@ -142,7 +187,13 @@ CASES: dict[str, tuple[Scene, Want]] = {
     ),
     "two releases of one round open a new one that counts for nothing": (
         running().agent(1, release=a_release(1, 2, master_port=20_999)),
-        Want("ReleasesDiffer", intent=True, round=2, true=("Admitted",), status={"restarts.total": 0, "incidents": ()}),
+        Want(
+            "ReleasesDiffer",
+            intent=True,
+            round=2,
+            true=("Admitted",),
+            status={"restarts.total": 0, "incidents": ()},
+        ),
     ),
     "an operator that knows nothing of the frozen template touches no running gang": (
         running().see(template_frozen=False),
@@ -155,15 +206,23 @@ CASES: dict[str, tuple[Scene, Want]] = {
     # -- the second round
     "a new round calls the living to its barrier and lets them be": (
         between_rounds(running()),
-        Want("AtBarrier", ("join p1-0 p1-1 to round 2",), phase="Restarting", status={"ledger.stage": "stop"}),
+        Want(
+            "AtBarrier", ("join p1-0 p1-1 to round 2",), phase="Restarting", status={"ledger.stage": "stop"}
+        ),
     ),
     "a rank that ends because it was called to the barrier is no new failure": (
-        between_rounds(running()).exits(0, code=None, signal=9, ordered=True).agent(0, state=AgentState.STOPPING),
+        between_rounds(running())
+        .exits(0, code=None, signal=9, ordered=True)
+        .agent(0, state=AgentState.STOPPING),
         Want("AtBarrier", ("join p1-0 p1-1 to round 2",), round=2),
     ),
     "a pod that died is replaced where it was and its remains go": (
         between_rounds(running().container(1, 137)),
-        Want("PlacingPods", ("delete p1-1", "join p1-0 to round 2", "create 1 on n1 in round 2"), phase="Restarting"),
+        Want(
+            "PlacingPods",
+            ("delete p1-1", "join p1-0 to round 2", "create 1 on n1 in round 2"),
+            phase="Restarting",
+        ),
     ),
     "a replacement does not wait for an old pod that hangs in Terminating": (
         between_rounds(running().pod(1, deleting=True).full("n1").silent(1)),
@@ -183,7 +242,9 @@ CASES: dict[str, tuple[Scene, Want]] = {
     ),
     "a node lost while the gang gathers is part of the same interruption": (
         joined(between_rounds(running())).without_node("n0").silent(0, since=-50),
-        Want("PlacingPods", ("delete p1-0", "create 0 on n2 in round 2"), round=2, status={"restarts.total": 1}),
+        Want(
+            "PlacingPods", ("delete p1-0", "create 0 on n2 in round 2"), round=2, status={"restarts.total": 1}
+        ),
     ),
     "a pod that cannot stop its ranks is replaced elsewhere": (
         between_rounds(running()).agent(1, state=AgentState.STUCK),
@@ -194,12 +255,20 @@ CASES: dict[str, tuple[Scene, Want]] = {
         Want("PlacingPods", ("delete p1-1", "join p1-0 to round 2", "create 1 on n2 in round 2")),
     ),
     "a node that was left out for a while may serve again after it": (
-        between_rounds(running().container(1, 1)).status(excluded_nodes=(ExcludedNode(name="n1", until=after(100)),)).later(100),
+        between_rounds(running().container(1, 1))
+        .status(excluded_nodes=(ExcludedNode(name="n1", until=after(100)),))
+        .later(100),
         Want("PlacingPods", ("delete p1-1", "join p1-0 to round 2", "create 1 on n1 in round 2")),
     ),
     "a rank with no room is waited for at the barrier": (
         between_rounds(running().node("n1", ready=None).silent(1, since=-50)).full("n2"),
-        Want("Unplaceable", ("delete p1-1", "join p1-0 to round 2"), phase="Restarting", says="needs 1 node", within=15),
+        Want(
+            "Unplaceable",
+            ("delete p1-1", "join p1-0 to round 2"),
+            phase="Restarting",
+            says="needs 1 node",
+            within=15,
+        ),
     ),
     "a rank with no room until the deadline: everything is given back": (
         between_rounds(running().gone(1)).full("n1").full("n2").later(900),
@@ -229,7 +298,13 @@ CASES: dict[str, tuple[Scene, Want]] = {
     # -- deadlines
     "a first start that is late fails with what it waited for": (
         placed().pod(1, waiting="ImagePullBackOff: x").later(900),
-        Want("StartupDeadlineExceeded", intent=True, phase="Failed", says="ImagePullBackOff: x", true=("Admitted", "Failed")),
+        Want(
+            "StartupDeadlineExceeded",
+            intent=True,
+            phase="Failed",
+            says="ImagePullBackOff: x",
+            true=("Admitted", "Failed"),
+        ),
     ),
     "a first start that has no place gives back and stands in line again": (
         placed().gone(1).full("n1").full("n2").later(900),
@@ -272,7 +347,9 @@ def test_a_restart_keeps_its_claim_for_the_missing_rank_only() -> None:
 
 
 def test_an_unplaceable_rank_is_no_new_incident() -> None:
-    scene = between_rounds(running().node("n1", ready=None).silent(1, since=-50), class_=IncidentClass.NODE_LOSS).full("n2")
+    scene = between_rounds(
+        running().node("n1", ready=None).silent(1, since=-50), class_=IncidentClass.NODE_LOSS
+    ).full("n2")
     for _ in range(5):
         scene = scene.later(15).written()
     assert (scene.job.status.round, len(scene.job.status.incidents)) == (2, 1)

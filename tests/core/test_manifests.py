@@ -5,6 +5,7 @@ import copy
 from typing import Any
 
 import pytest
+
 from rerail_api.contract import RESERVED_ENV, Env
 from rerail_operator.core.manifests import (
     Endpoint,

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rerail_api.contract import BUCKETS, LABEL_BUCKET, LABEL_JOB_UID, LABEL_NODE_RANK, LABEL_SINCE_ROUND
 from rerail_operator.core.names import (
     bucket,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rerail_operator.core.placement import claimed, gang_request, place_gang
 from rerail_operator.core.world import Effect, Node, Placement, Refusal, Taint
 

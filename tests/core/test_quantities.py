@@ -5,6 +5,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rerail_operator.core.quantities import BadQuantity, format_quantity, parse_quantity, quantity_for_people
 
 READINGS = {

@@ -17,7 +17,9 @@ OF_THE_PLANNER = {INSUFFICIENT_NODES, NEVER_FITS, WAITING_FOR_OLDER_JOB, CLUSTER
 
 def test_every_reason_has_one_sentence_in_the_order_of_the_list() -> None:
     assert tuple(SENTENCES) == tuple(Reason)
-    assert [reason for reason, sentence in SENTENCES.items() if not re.fullmatch(r"[A-Z].+\.", sentence)] == []
+    assert [
+        reason for reason, sentence in SENTENCES.items() if not re.fullmatch(r"[A-Z].+\.", sentence)
+    ] == []
 
 
 def test_every_reason_is_said_somewhere() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rerail_operator.core.placement import gang_request, place_missing
 from rerail_operator.core.world import Node, Placement, Refusal
 

@@ -15,10 +15,13 @@ K = IncidentClass
 
 def rules(*written: tuple[str, str, list[int], str], **policy: object) -> dict[str, object]:
     """(name, In or NotIn, values, action) each."""
-    return {**policy, "rules": [
-        {"name": name, "onExitCodes": {"operator": operator, "values": values}, "action": action}
-        for name, operator, values, action in written
-    ]}
+    return {
+        **policy,
+        "rules": [
+            {"name": name, "onExitCodes": {"operator": operator, "values": values}, "action": action}
+            for name, operator, values, action in written
+        ],
+    }
 
 
 def failing(scene: Scene, **told: object) -> Scene:
@@ -27,7 +30,9 @@ def failing(scene: Scene, **told: object) -> Scene:
     return scene if scene.plan().intent else scene.written().later(1)
 
 
-def after_failures(count: int, *, step: int | None = 40, mark: str = "ProcessFault/1", at_step: int | None = 40) -> Scene:
+def after_failures(
+    count: int, *, step: int | None = 40, mark: str = "ProcessFault/1", at_step: int | None = 40
+) -> Scene:
     """The round after `count` equal failures at `step` runs and stands at `at_step`."""
     scene = running().incident(*(an_incident(n, at=-100, progress_step=step) for n in range(1, count + 1)))
     scene = scene.status(
@@ -38,20 +43,42 @@ def after_failures(count: int, *, step: int | None = 40, mark: str = "ProcessFau
     return scene if at_step is None else scene.steps(at_step)
 
 
-CHARGED = {"restarts.total": 1, "restarts.charged": 1, "restarts.since_progress": 1, "incidents.-1.charged": True}
-FREE = {"restarts.total": 1, "restarts.charged": 0, "restarts.since_progress": 0, "incidents.-1.charged": False}
+CHARGED = {
+    "restarts.total": 1,
+    "restarts.charged": 1,
+    "restarts.since_progress": 1,
+    "incidents.-1.charged": True,
+}
+FREE = {
+    "restarts.total": 1,
+    "restarts.charged": 0,
+    "restarts.since_progress": 0,
+    "incidents.-1.charged": False,
+}
 FAIL_64 = rules(("bad-config", "In", [64, 65], "FailJob"))
 
 
 def ends(reason: str, says: str, total: int = 0, incidents: int = 1) -> Want:
     """The job fails with this incident as evidence and no further restart."""
-    return Want(reason, intent=True, phase="Failed", says=says, round=1, true=("Admitted", "Failed"),
-                status={"restarts.total": total, "incidents.-1.number": incidents, "ledger.stage": "stop"})
+    return Want(
+        reason,
+        intent=True,
+        phase="Failed",
+        says=says,
+        round=1,
+        true=("Admitted", "Failed"),
+        status={"restarts.total": total, "incidents.-1.number": incidents, "ledger.stage": "stop"},
+    )
 
 
 def restarts(**status: object) -> Want:
-    return Want("Restarting", intent=True, phase="Restarting", round=2,
-                status={name.replace("__", "."): value for name, value in status.items()})
+    return Want(
+        "Restarting",
+        intent=True,
+        phase="Restarting",
+        round=2,
+        status={name.replace("__", "."): value for name, value in status.items()},
+    )
 
 
 def costs(counts: dict[str, object]) -> Want:

@@ -237,3 +237,27 @@ def test_an_unbound_pod_holds_the_line_until_it_is_deleted() -> None:
     scene = admitted().condition(ConditionType.ADMITTED, False, "GaveBack").offered("n0", "n1")
     scene = scene.plus(a_pod(0, phase=PodPhase.PENDING, bound=False))
     check(scene, Want("WaitingForOldPods", ("delete the gang",)))
+    going = scene.pod(0, deleting=True).see(dry_run_passed=True)
+    check(going, Want("Admitted", intent=True))
+
+
+DURABLE = {
+    "no volume at the path": (None, False),
+    "a volume that dies with its pod": ({"emptyDir": {}}, False),
+    "a claim": ({"persistentVolumeClaim": {"claimName": "shared"}}, True),
+}
+
+
+@pytest.mark.parametrize("volume", DURABLE)
+def test_admission_says_whether_checkpoints_outlive_their_pod(volume: str) -> None:
+    source, durable = DURABLE[volume]
+    trainer: dict[str, object] = {"name": "trainer", "command": ["train"]}
+    spec: dict[str, object] = {"containers": [trainer]}
+    if source is not None:
+        trainer["volumeMounts"] = [{"name": "disk", "mountPath": "/checkpoints"}]
+        spec["volumes"] = [{"name": "disk", **source}]
+    scene = fresh().spec(template={"spec": spec}).offered("n0", "n1").see(dry_run_passed=True)
+    plan = scene.plan()
+    assert plan.status is not None and plan.status.is_true(ConditionType.CHECKPOINT_DURABLE) is durable
+    warned = [note.reason for note in plan.notes if note.level == "Warning"]
+    assert warned == ([] if durable else ["VolumeIsNotDurable"])

@@ -77,7 +77,9 @@ def test_a_transition_time_moves_only_when_the_status_does() -> None:
     scene = running().condition(ConditionType.RUNNING, True, "AllRanksRunning", at=-60).later(5).written()
     kept = scene.job.status.condition(ConditionType.RUNNING)
     assert kept is not None and kept.last_transition_time == after(-60)
-    changed = scene.later(1).agent(1, state=AgentState.READY).written().job.status.condition(ConditionType.RUNNING)
+    changed = (
+        scene.later(1).agent(1, state=AgentState.READY).written().job.status.condition(ConditionType.RUNNING)
+    )
     assert changed is not None and (changed.status, changed.last_transition_time) == ("False", after(6))
 
 
@@ -123,7 +125,9 @@ def test_a_transition_is_written_at_once(change: str) -> None:
 
 def test_the_last_sixteen_incidents_are_kept_and_only_the_newest_has_log_lines() -> None:
     known = tuple(an_incident(n, log_lines=("x",), resolved_time=after(-1)) for n in range(1, 17))
-    scene = running().incident(*known).steps(5).exits(0, code=1, lines=("a", "b")).written().later(1).written()
+    scene = (
+        running().incident(*known).steps(5).exits(0, code=1, lines=("a", "b")).written().later(1).written()
+    )
     incidents = scene.job.status.incidents
     assert [i.number for i in incidents] == list(range(2, 18))
     assert [len(i.log_lines) for i in incidents] == [0] * 15 + [2]
@@ -160,7 +164,9 @@ def test_the_stages_of_an_incident_sum_to_what_it_took() -> None:
     )
     (incident,) = scene.job.status.incidents
     assert incident.start_time == after(0.5) and incident.resolved_time is not None
-    assert sum(incident.stage_seconds.values()) == (incident.resolved_time - incident.start_time).total_seconds()
+    assert (
+        sum(incident.stage_seconds.values()) == (incident.resolved_time - incident.start_time).total_seconds()
+    )
     assert set(incident.stage_seconds) >= {Stage.DETECTION, Stage.STOP, Stage.REPLAY}
     assert Stage.PRODUCTIVE not in incident.stage_seconds
 
@@ -202,6 +208,11 @@ def test_time_since_a_failure_was_detection_whatever_was_believed() -> None:
     ledger = Ledger(stage=Stage.PRODUCTIVE, stage_since=NOON)
     ledger = advance(ledger, NOON, after(10), Stage.DETECTION, fault_at=after(7))
     assert (ledger.productive_seconds, ledger.lost_seconds) == (7, {Stage.DETECTION: 3})
+
+
+def test_nothing_is_detected_while_nothing_is_held() -> None:
+    ledger = advance(Ledger(stage=Stage.SUSPENDED, stage_since=NOON), NOON, after(10), Stage.STOP, fault_at=after(1))
+    assert ledger.lost_seconds == {Stage.SUSPENDED: 10}
 
 
 def test_ettr_leaves_out_queue_and_suspension() -> None:

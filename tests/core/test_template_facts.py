@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from rerail_operator.core.pod_resources import pod_request
 from rerail_operator.core.template_facts import checkpoint_is_durable, num_proc
 

@@ -270,7 +270,9 @@ class ToyCluster:
         """All ranks step together, or none does."""
         job, program = self.jobs[uid], self.programs[uid]
         round_ = job.status.round
-        gang = [a for a in self.agents.values() if a.job == uid and a.round == round_ and a.release is not None]
+        gang = [
+            a for a in self.agents.values() if a.job == uid and a.round == round_ and a.release is not None
+        ]
         active = [a for a in gang if a.state is AgentState.RUNNING]
         whole = {a.release.node_rank for a in active if a.release} == set(range(job.spec.num_nodes))
         if whole and all(self.nodes[a.node].linked for a in active):

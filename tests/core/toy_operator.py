@@ -86,7 +86,9 @@ class ToyOperator:
         self.down_until = now + timedelta(seconds=seconds)
         self.leading_since = self.down_until
         for agent in self.cluster.agents.values():
-            agent.reaches_at = max(agent.reaches_at, self.down_until + timedelta(seconds=self.rng.uniform(0, 4)))
+            agent.reaches_at = max(
+                agent.reaches_at, self.down_until + timedelta(seconds=self.rng.uniform(0, 4))
+            )
 
     def look(self) -> None:
         """Every job that is due gets its pass."""
@@ -167,7 +169,9 @@ class ToyOperator:
             if uid == besides or job is None or mind.claim is None or job.status.finished:
                 continue
             if job.status.is_true(ConditionType.ADMITTED):
-                yield from (mind.claim.nodes[rank] for rank in self._unfilled(uid) if rank in mind.claim.nodes)
+                yield from (
+                    mind.claim.nodes[rank] for rank in self._unfilled(uid) if rank in mind.claim.nodes
+                )
 
     def _unfilled(self, uid: str) -> list[int]:
         job = self.cluster.jobs[uid]
@@ -176,7 +180,9 @@ class ToyOperator:
 
     def nodes(self, besides: str = "") -> Nodes:
         pods = [p.seen for p in self.cluster.pods.values()]
-        full = {p.node for p in pods if not p.ended and (p.bound or not p.deleting)} | set(self.reserved(besides))
+        full = {p.node for p in pods if not p.ended and (p.bound or not p.deleting)} | set(
+            self.reserved(besides)
+        )
         return Nodes(
             {
                 node.name: ground.a_node(

@@ -41,7 +41,7 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
     held = _held_back_until(job)
     if held is not None and now < held:
         return _backing_off(job, tidy, held - now)
-    if any(pod.node_rank < len(taken) and pod.alive for pod in leftovers(world, len(taken))):
+    if any(pod.node_rank < len(taken) and pod.alive for pod in leftovers(world, taken)):
         return starting(
             job,
             Reason.AT_BARRIER,

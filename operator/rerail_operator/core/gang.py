@@ -56,9 +56,9 @@ def all_bound(taken: Iterable[Seat]) -> bool:
     return all(seat.filled and seat.pod is not None and seat.pod.bound for seat in taken)
 
 
-def leftovers(world: World, num_nodes: int) -> tuple[Pod, ...]:
+def leftovers(world: World, taken: Iterable[Seat]) -> tuple[Pod, ...]:
     """Pods that hold no seat and are not on their way out: superseded, or of a larger gang of before."""
-    kept = {seat.pod.uid for seat in seats(world, num_nodes) if seat.pod is not None}
+    kept = {seat.pod.uid for seat in taken if seat.pod is not None}
     return _by_name(pod for pod in world.pods if pod.uid not in kept and not pod.deleting)
 
 

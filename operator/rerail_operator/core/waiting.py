@@ -107,7 +107,7 @@ def removals(world: World, taken: tuple[Seat, ...], round_: int) -> tuple[Action
         and seat.pod.birth_round < round_
     ]
     return tuple(
-        DeletePod(pod.name, pod.uid, why="superseded") for pod in (*dead, *leftovers(world, len(taken)))
+        DeletePod(pod.name, pod.uid, why="superseded") for pod in (*dead, *leftovers(world, taken))
     )
 
 
