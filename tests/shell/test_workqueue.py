@@ -95,6 +95,25 @@ def test_add_does_not_cut_a_back_off_short(queue: WorkQueue[str], clock: HandClo
     assert queue.take() == "a"
 
 
+def test_a_key_that_rests_gathers_its_wishes_until_then(queue: WorkQueue[str], clock: HandClock) -> None:
+    queue.add("a")
+    queue.take()
+    queue.add("a")
+    queue.forget("a")
+    queue.rest("a", 0.4)
+    queue.done("a")
+    queue.add_after("a", 0.1)
+    clock.advance(0.3)
+    queue.add("a")
+    assert queue.take() is None
+    clock.advance(0.2)
+    assert [queue.take(), queue.take()] == ["a", None]
+    queue.forget("a")
+    queue.done("a")
+    queue.add("a")
+    assert queue.take() == "a"
+
+
 def test_one_key_backing_off_does_not_hold_others(queue: WorkQueue[str]) -> None:
     queue.add("a")
     queue.take()

@@ -8,7 +8,6 @@ from typing import Any, Protocol, assert_never
 
 from rerail_api.contract import BUCKETS, LABEL_BIRTH_ROUND, LABEL_JOB_UID, LABEL_NODE_RANK
 from rerail_api.v1alpha1 import TrainingJob
-
 from rerail_operator.core import names
 from rerail_operator.core.manifests import (
     Endpoint,
@@ -43,6 +42,7 @@ log = logging.getLogger(__name__)
 
 MAX_ACTIONS = 512
 MAX_SECONDS = 2.0
+PICTURE_LAG_SECONDS = 2.0
 
 
 class Orders(Protocol):
@@ -142,7 +142,7 @@ class Applier:
                     self._cluster.delete(Kind.POD, target.namespace, name, uid=uid, grace_seconds=grace)
                 )
             case DeleteGang(grace):
-                await _all([self._bucket(target, n, grace) for n in range(BUCKETS)])
+                await self._delete_gang(target, grace)
             case FreezeTemplate(name, template_hash):
                 await self._freeze(target, name, template_hash)
             case DryRunPod(node):
@@ -161,6 +161,14 @@ class Applier:
             await call
         except NotFound:
             log.debug("already gone")
+
+    async def _delete_gang(self, target: Target, grace: int | None) -> None:
+        """All buckets. Not again within moments while no pod was created: the picture only lags behind."""
+        last = target.memory.gang_deletion
+        if last is not None and last[1] == grace and self._clock.monotonic() - last[0] < PICTURE_LAG_SECONDS:
+            return
+        await _all([self._bucket(target, n, grace) for n in range(BUCKETS)])
+        target.memory.gang_deletion = (self._clock.monotonic(), grace)
 
     async def _bucket(self, target: Target, number: int, grace: int | None) -> None:
         labels = names.bucket_labels(target.uid, number)
@@ -186,6 +194,7 @@ class Applier:
 
     async def _create(self, target: Target, pod: CreatePod) -> None:
         job = _live(target)
+        target.memory.gang_deletion = None
         try:
             self._sightings.note_pod(
                 await self._cluster.create(Kind.POD, target.namespace, self._manifest(target, pod))

@@ -15,12 +15,14 @@ from .desk import AdmissionDesk
 from .fleet import Fleet
 from .keys import JobKey
 from .leader import Leading
-from .reconciler import FieldDropped, PassHook, Reconciler, Recorder, Senses
+from .reconciler import FieldDropped, Passed, PassHook, Reconciler, Recorder, Senses
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
 CONFLICT_DELAY = 0.2
+REST_PER_THINKING = 4.0  # one job's thinking may take a fifth of the loop, however large its gang
+MAX_REST = 0.5
 WAITING_JOBS_DELAY = 0.5  # longer than answers may be stale: the pass sees the change
 
 
@@ -164,7 +166,7 @@ class Engine:
     async def _one(self, key: JobKey) -> None:
         try:
             self.passes += 1
-            again = await self.reconciler.reconcile(key)
+            passed = await self.reconciler.reconcile(key)
         except Conflict:
             self.queue.add_after(key, CONFLICT_DELAY)
         except Unavailable as away:
@@ -179,14 +181,16 @@ class Engine:
             log.exception("%s: unexpected failure in a pass; again in %.1f s", key, delay)
         else:
             self.queue.forget(key)
-            self._come_again(key, again)
+            self._come_again(key, passed)
 
-    def _come_again(self, key: JobKey, after: timedelta | None) -> None:
-        if after is None:
-            return
-        if after <= timedelta(0):
+    def _come_again(self, key: JobKey, passed: Passed) -> None:
+        after = passed.again
+        if after is not None and after <= timedelta(0):
             self.queue.add(key)
-        else:
+            return
+        # Thousands of pods and agents tell their news one by one: a pass sees many of them at once.
+        self.queue.rest(key, min(MAX_REST, REST_PER_THINKING * passed.thinking))
+        if after is not None:
             self.queue.add_after(key, after.total_seconds())
 
 

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from rerail_api.status import TrainingJobStatus
-
 from rerail_operator.core.world import Placement, Rejection
 
 MAX_REJECTIONS = 8
@@ -27,6 +26,9 @@ class JobMemory:
     rejections: tuple[Rejection, ...] = ()
     rejections_of: tuple[int, int] = (-1, -1)  # (generation, round) that they were about
     last_write: float = float("-inf")  # monotonic
+    gang_deletion: tuple[float, int | None] | None = (
+        None  # the last one: monotonic, grace; None once a pod came
+    )
     passed: bool = False  # a pass has been made since leadership began
 
     def reject(self, rejection: Rejection) -> None:

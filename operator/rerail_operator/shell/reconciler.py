@@ -42,6 +42,15 @@ class Senses:
     clock: Clock
 
 
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """How a pass went: when to come again (None: when something changes), and for how many seconds observing
+    and deciding held the loop."""
+
+    again: timedelta | None
+    thinking: float
+
+
 PassHook = Callable[[JobKey, World, Plan], None]
 Recorder = Callable[[TrainingJob, tuple[Note, ...]], None]
 
@@ -64,28 +73,33 @@ class Reconciler:
         """Leadership begins now: what a former leader knew is not known here."""
         self._leading_since = self._senses.clock.now()
 
-    async def reconcile(self, key: JobKey) -> timedelta | None:
-        """One pass; when to come again, or None for "when something changes". Raises ClusterError."""
+    async def reconcile(self, key: JobKey) -> Passed:
+        """One pass. Raises ClusterError."""
         raw = self._senses.fleet.job(key)
         live = raw["metadata"]["uid"] if raw is not None else ""
+        thinking = 0.0
         for uid in self._senses.fleet.job_uids(key):
             if uid != live:
-                await self._tear_down(key, uid)
+                thinking += await self._tear_down(key, uid)
         if raw is None:
-            return None
+            return Passed(None, thinking)  # the last pass finds no pods and has nothing to think about
         return await self._pass(key, live, raw)
 
-    async def _tear_down(self, key: JobKey, uid: str) -> None:
-        """Pods of a job that is gone (or of one of the same name that was there before)."""
+    async def _tear_down(self, key: JobKey, uid: str) -> float:
+        """Pods of a job that is gone (or of one of the same name before); seconds of thinking."""
+        began = self._senses.clock.monotonic()
         world = World(uid, None, pods=self._senses.fleet.pods(uid))
         plan = decide(world, self._senses.clock.now())
+        thinking = self._senses.clock.monotonic() - began
         memory = self._senses.desk.memory(uid)
         await self._applier.apply(Target(key.namespace, key.name, uid, None, memory), plan.actions)
         self._forget_agents(uid, world)
         if not world.pods:
             self._senses.desk.forget(uid)
+        return thinking
 
-    async def _pass(self, key: JobKey, uid: str, raw: Object) -> timedelta | None:
+    async def _pass(self, key: JobKey, uid: str, raw: Object) -> Passed:
+        began = self._senses.clock.monotonic()
         memory = self._senses.desk.memory(uid)
         world = self._observe(key, uid, raw, memory)
         now = self._senses.clock.now()
@@ -96,9 +110,19 @@ class Reconciler:
         self._remember(uid, memory, plan)
         for hook in self.on_pass:
             hook(key, world, plan)
+        thinking = self._senses.clock.monotonic() - began
         if world.job is None:
             log.error("%s: %s", key, plan.because)
-            return None
+            return Passed(None, thinking)
+        return Passed(await self._act(key, raw, (world, plan), memory), thinking)
+
+    async def _act(
+        self, key: JobKey, raw: Object, decided: tuple[World, Plan], memory: JobMemory
+    ) -> timedelta | None:
+        """Do what was decided about a live job; when to come again."""
+        world, plan = decided
+        assert world.job is not None  # noqa: S101 - narrowing
+        uid = world.uid
         self._forget_agents(uid, world)
         if plan.intent and plan.status is not None:
             await self._write(key, raw, plan.status, memory)

@@ -125,6 +125,12 @@ class WorkQueue(Generic[Key]):
         self._failures.pop(key, None)
         self._held_until.pop(key, None)
 
+    def rest(self, key: Key, seconds: float) -> None:
+        """A pass went well and the next is to begin no earlier than in `seconds`; what happens meanwhile is
+        seen by one pass together. Said during the flight, after `forget`."""
+        if seconds > 0:
+            self._held_until[key] = self._clock.monotonic() + seconds
+
     def _schedule(self, key: Key, at: float) -> None:
         if key in self._queued or self._due.get(key, at + 1.0) <= at:
             return
