@@ -3,11 +3,13 @@
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from rerail_api.contract import ExitCode
+from rerail_api.contract import KIND, ExitCode
+from rerail_api.v1alpha1 import parse_job
 from rerail_operator.core.restarts import FATAL
 from rerail_operator.shell.metrics import Gauge, Metrics
 from rerail_operator.shell.vitals import gauges
@@ -153,10 +155,20 @@ def test_what_the_page_about_trouble_quotes_is_what_the_code_says(span: str) -> 
     assert missing == []
 
 
-def test_every_example_that_is_named_is_there_and_yaml_in_the_pages_can_be_read() -> None:
+def test_every_example_that_is_named_is_there() -> None:
     for page in PAGES:
-        text = page.read_text()
-        for named in re.findall(r"examples/[\w./-]+\.yaml", text):
+        for named in re.findall(r"examples/[\w./-]+\.yaml", page.read_text()):
             assert (ROOT / named).exists(), f"{shown(page)}: {named}"
-        for block in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S):
-            assert yaml.safe_load(block), shown(page)
+
+
+def manifests() -> list[tuple[str, dict[str, Any]]]:
+    """Every YAML block of the pages, with the page's name."""
+    blocks = [(page, re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)) for page in PAGES]
+    return [(shown(page), yaml.safe_load(block)) for page, found in blocks for block in found]
+
+
+@pytest.mark.parametrize(("page", "manifest"), manifests())
+def test_every_job_that_a_page_shows_is_a_good_one(page: str, manifest: dict[str, Any]) -> None:
+    assert isinstance(manifest, dict), page
+    if manifest["kind"] == KIND:
+        parse_job(manifest)
