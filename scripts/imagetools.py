@@ -129,6 +129,10 @@ def answer(work, name):
     except Cannot as problem:
         sys.stderr.write(f"{name}: {problem}\n")
         return 1
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        sys.stderr.write(f"{name}: {where}{problem.strerror or problem}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: interrupted\n")
         return 130

@@ -78,6 +78,13 @@ def test_an_image_that_is_missing_is_named_and_no_bundle_is_left(tmp_path: Path)
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    done = run_script("bundle.py", "--images", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"bundle: {tmp_path / 'out'}: File exists\n"
+
+
 def load(top: Path, *words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(top / "load.sh"), *words], env=env, capture_output=True, text=True, timeout=120
