@@ -211,7 +211,9 @@ def test_time_since_a_failure_was_detection_whatever_was_believed() -> None:
 
 
 def test_nothing_is_detected_while_nothing_is_held() -> None:
-    ledger = advance(Ledger(stage=Stage.SUSPENDED, stage_since=NOON), NOON, after(10), Stage.STOP, fault_at=after(1))
+    ledger = advance(
+        Ledger(stage=Stage.SUSPENDED, stage_since=NOON), NOON, after(10), Stage.STOP, fault_at=after(1)
+    )
     assert ledger.lost_seconds == {Stage.SUSPENDED: 10}
 
 
