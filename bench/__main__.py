@@ -1,0 +1,56 @@
+"""python -m bench [gang | decide | informer]; without a word: all that the README quotes."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .report import keep, tell
+
+
+def gang(arguments: argparse.Namespace) -> None:
+    """Gang start and restart against the floor."""
+    from .gang import Wish, measure
+
+    for nodes in arguments.nodes or (200, 1875):
+        results = measure(Wish(nodes, arguments.runs, arguments.profile), tell)
+        for number, result in enumerate(results, start=1):
+            told = ", ".join(f"{name} = {value}" for name, value in result["ratios"].items())
+            tell(f"run {number}: {told}; operator's peak {result['operator_peak_rss_mib']} MiB")
+        command = f"python -m bench gang --nodes {nodes} --runs {arguments.runs}"
+        tell(f"kept in {keep(f'gang-{nodes}', command, results)}")
+
+
+def decide(arguments: argparse.Namespace) -> None:
+    """The core alone: one pass, one placement."""
+    from .decide import measure
+
+    results = [measure(nodes, tell) for nodes in arguments.nodes or (1875, 18750)]
+    tell(f"kept in {keep('decide', 'python -m bench decide', results)}")
+
+
+def informer(arguments: argparse.Namespace) -> None:
+    """Pods through decoding, record and fleet."""
+    from .informer import measure
+
+    results = [measure(pods, tell) for pods in arguments.nodes or (1875, 18750)]
+    tell(f"kept in {keep('informer', 'python -m bench informer', results)}")
+
+
+BENCHES = {"gang": gang, "decide": decide, "informer": informer}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("bench", nargs="?", choices=BENCHES)
+    parser.add_argument("--nodes", type=int, action="append", help="size; may be given several times")
+    parser.add_argument("--runs", type=int, default=3, help="runs of the gang bench (default 3)")
+    parser.add_argument("--profile", type=Path, help="collapsed stacks of the operator, by py-spy")
+    arguments = parser.parse_args()
+    chosen = [BENCHES[arguments.bench]] if arguments.bench else list(BENCHES.values())
+    for bench in chosen:
+        bench(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
