@@ -137,7 +137,13 @@ class JobServer:
         try:
             if not self._stop.is_set():
                 await kopf.operator(
-                    registry=registry, clusterwide=True, standalone=True, stop_flag=end, memo=kopf.Memo()
+                    registry=registry,
+                    clusterwide=True,
+                    standalone=True,
+                    # Peering is off, and yet kopf asks for the user's name, which an image's uid need not have.
+                    identity=GROUP,  # type: ignore[arg-type]
+                    stop_flag=end,
+                    memo=kopf.Memo(),
                 )
         finally:
             self._end = None
