@@ -115,6 +115,7 @@ class IsolatedGround:
     lifeline: Lifeline
     address: str = ""
     gateway: str = ""
+    link: str = ""
     pod_range: str = ""
     listen: str = "0.0.0.0"
     processes: list[Process] = field(default_factory=list)
@@ -204,6 +205,8 @@ class IsolatedGround:
     def _network(self) -> None:
         index = _claim_link()
         host_end, inner_end = link_names(index)
+        self.link = host_end
+        self.lifeline.watch_link(host_end)
         link, pods = f"10.239.{index}", f"10.{240 + index}"
         self.gateway, self.address, self.pod_range = f"{link}.1", f"{link}.2", f"{pods}.0.0/16"
         run(["ip", "link", "set", inner_end, "netns", str(self._first)])

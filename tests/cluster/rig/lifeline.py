@@ -1,9 +1,9 @@
 """A small process that cleans up when its owner closes the pipe, or dies in any way whatsoever.
 
-The owner writes one JSON line per thing to clean: `{"pid": N, "started": "TICKS"}`,
-`{"cgroup": PATH}`, `{"path": PATH}`. At `{"end": true}` or end of file everything is undone: processes are killed
-(only if they are still the ones that were named), then control groups, then paths are removed. So teardown is one code
-path, and a test run that is killed with SIGKILL leaves nothing behind either.
+The owner writes one JSON line per thing to clean: `{"link": NAME}`, `{"pid": N, "started": "TICKS"}`,
+`{"cgroup": PATH}`, `{"path": PATH}`. At `{"end": true}` or end of file everything is undone: links are removed,
+processes are killed (only if they are still the ones that were named), then control groups and paths are
+removed. So teardown is one code path, and a test run that is killed with SIGKILL leaves nothing behind either.
 """
 
 import contextlib
@@ -54,6 +54,11 @@ class Lifeline:
         """Kill this process at the end."""
         self._tell({"pid": pid, "started": started(pid)})
 
+    def watch_link(self, name: str) -> None:
+        """Remove this network link of the host at the end: its namespace may outlive its last process by minutes,
+        while the kernel still tries to deliver what dead connections had to say."""
+        self._tell({"link": name})
+
     def watch_cgroup(self, path: Path) -> None:
         """Remove this control group, with all below it, at the end."""
         self._tell({"cgroup": str(path)})
@@ -88,6 +93,10 @@ def main() -> None:
         entries.append(json.loads(line))
         if "end" in entries[-1]:
             break
+    for entry in entries:
+        if "link" in entry:
+            # First, while the name is surely still ours: once its namespace is gone another rig may have taken it.
+            subprocess.run(["ip", "link", "delete", entry["link"]], stderr=subprocess.DEVNULL)
     _kill([(e["pid"], e["started"]) for e in entries if "pid" in e])
     for entry in reversed(entries):
         if "cgroup" in entry:
