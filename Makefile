@@ -26,6 +26,7 @@ fix: ## format, and fix what can be fixed
 gen: ## write the generated files: CRD, API reference
 	@$(VENV_PYTHON) -m rerail_api.crd --write
 	@$(VENV_PYTHON) -m rerail_api.reference --write
+	@$(VENV_PYTHON) -m rerail_operator.shell.reasons_page --write
 
 pin: ## pin all dependencies anew
 	@sh scripts/pin.sh

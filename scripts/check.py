@@ -15,6 +15,7 @@ CHECKS = {
     "import contracts": [str(BIN / "lint-imports"), "--no-cache"],
     "CRD is current": [sys.executable, "-m", "rerail_api.crd", "--check"],
     "API reference is current": [sys.executable, "-m", "rerail_api.reference", "--check"],
+    "reasons page is current": [sys.executable, "-m", "rerail_operator.shell.reasons_page", "--check"],
 }
 
 

@@ -1,7 +1,7 @@
-"""Sets up `.venv` and runs the rings of tests that this machine can run: `python3 scripts/rings.py [RING ...]`.
+"""Sets up `.venv` and runs the rings that this machine can run: `python3 scripts/rings.py [RING ...]`.
 
 Standard library only. Says loudly which rings cannot run here and why; exits non-zero on any failure. With
-RERAIL_FORBID_SKIPS=1 a ring that cannot run, or a test that skips for anything but a missing GPU, is a failure.
+RERAIL_FORBID_SKIPS=1 a ring that cannot run, or a test that skips for anything but a missing GPU, is one.
 """
 
 import argparse
@@ -45,7 +45,11 @@ def pytest(*words):
 
 RINGS = {
     # name: (what it is, the commands, what keeps it from running here)
-    "check": ("style, types, import contracts, generated files", [[PYTHON, "scripts/check.py"]], needs_nothing),
+    "check": (
+        "style, types, import contracts, generated files",
+        [[PYTHON, "scripts/check.py"]],
+        needs_nothing,
+    ),
     "fast": (
         "core, contract on the in-memory cluster, repository",
         [pytest("-m", ELSEWHERE, "tests/core", "tests/contract", "tests/repo", "tests/api")],
@@ -73,13 +77,13 @@ FAST = ["fast"]
 
 
 def say(text):
-    sys.stdout.write("rings: {}\n".format(text))
+    sys.stdout.write(f"rings: {text}\n")
     sys.stdout.flush()
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(prog="rings")
-    parser.add_argument("rings", nargs="*", choices=[*RINGS, []], help="all when none is named")
+    parser.add_argument("rings", metavar="RING", nargs="*", choices=[*RINGS, []], help="all when none is named")
     parser.add_argument("--setup-only", action="store_true")
     parser.add_argument("--without-torch", action="store_true", help="for rings that do not need it")
     given = parser.parse_args(arguments)
@@ -87,7 +91,7 @@ def main(arguments):
         demo.require_python()
         set_up(with_torch=not given.without_torch)
     except demo.CannotSetUp as problem:
-        sys.stderr.write("rings: {}\n".format(problem))
+        sys.stderr.write(f"rings: {problem}\n")
         return 1
     if given.setup_only:
         return 0
@@ -105,7 +109,7 @@ def set_up(with_torch):
     if not os.path.exists(PYTHON):
         demo.require_venv()
         demo.require_disk(demo.DISK_GB_WITH_TORCH if with_torch else demo.DISK_GB_WITHOUT)
-        say("making {}".format(os.path.relpath(VENV, ROOT)))
+        say(f"making {os.path.relpath(VENV, ROOT)}")
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
     pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     subprocess.run([*pip, "-r", paths[0]], check=True, cwd=ROOT)
@@ -134,17 +138,17 @@ def run(names):
         what, commands, cannot = RINGS[name]
         why = cannot()
         if why:
-            say("!!! ring {} CANNOT RUN on this machine: {}".format(name, why))
+            say(f"!!! ring {name} CANNOT RUN on this machine: {why}")
             outcomes.append((name, "CANNOT RUN: " + why, not forbidden, 0.0))
             continue
-        say("--- ring {}: {}".format(name, what))
+        say(f"--- ring {name}: {what}")
         begun = time.monotonic()
         codes = [subprocess.run(command, cwd=ROOT).returncode for command in commands]
         passed = all(code == 0 for code in codes)
         outcomes.append((name, "passed" if passed else "FAILED", passed, time.monotonic() - begun))
     say("")
     for name, text, _, seconds in outcomes:
-        say("{:14} {:8.1f} s  {}".format(name, seconds, text))
+        say(f"{name:14} {seconds:8.1f} s  {text}")
     return 0 if all(good for _, _, good, _ in outcomes) else 1
 
 

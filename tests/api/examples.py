@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from rerail_api.contract import KIND
 
 CHECKOUT = Path(__file__).resolve().parents[2]

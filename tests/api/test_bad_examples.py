@@ -4,10 +4,10 @@ import copy
 from collections import Counter
 
 import pytest
+
 from rerail_api.crd import open_api_schema
 from rerail_api.rules import RULES, TRANSITIONS
 from rerail_api.v1alpha1 import InvalidJob, Problem, check_change, parse_job
-
 from tests.api.examples import BadExample, a_job, bad_examples, shipped_jobs
 from tests.api.structural import violations
 

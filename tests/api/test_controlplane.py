@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from rerail_api.contract import API_VERSION, PLURAL
 from rerail_api.crd import CRD_NAME, crd_yaml
 from rerail_api.v1alpha1 import parse_job
-
 from tests.api.examples import BadExample, a_job, bad_examples, shipped_jobs
 from tests.cluster.rig import ApiClient, ApiError, CommandFailed, ControlPlane, until
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from pydantic import ValidationError
+
 from rerail_api.base import json_name
 from rerail_api.v1alpha1 import (
     AmbiguousAccelerators,
@@ -27,7 +28,6 @@ from rerail_api.v1alpha1 import (
     trainer_command,
     trainer_container,
 )
-
 from tests.api.examples import a_job
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

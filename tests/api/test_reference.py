@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from rerail_api.reference import FILE, main, reference
 from rerail_api.rules import RULES, TRANSITIONS
 from rerail_api.v1alpha1 import parse_job
-
 from tests.api.examples import CHECKOUT
 
 FIELDS = Path(__file__).parent / "fields.txt"

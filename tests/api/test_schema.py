@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 from pydantic import BaseModel, Field
+
 from rerail_api.contract import ANNOTATION_SCHEMA_HASH
 from rerail_api.crd import FILES, crd, crd_yaml, main, open_api_schema, schema_hash
 from rerail_api.schema import structural_schema
-
 from tests.api.examples import CHECKOUT
 
 FIELDS = Path(__file__).parent / "fields.txt"

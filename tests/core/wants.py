@@ -16,7 +16,6 @@ from rerail_operator.core.plan import (
     OrderFinish,
     OrderJoin,
     OrderRun,
-    OrderStop,
     Plan,
 )
 
@@ -43,8 +42,6 @@ def in_words(action: Action) -> str:
             ranks = " ".join(f"{uid}={r.node_rank}" for uid, r in sorted(releases.items()))
             first = next(iter(releases.values()))
             return f"run {ranks} of round {round_} at {first.master_addr}:{first.master_port}"
-        case OrderStop(uids, round_, mode):
-            return f"stop {' '.join(uids)} of round {round_}: {mode}"
         case OrderFinish(uids, code, _):
             return f"finish {' '.join(uids)} with {code}"
         case DeleteJob():

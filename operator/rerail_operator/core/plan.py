@@ -51,11 +51,6 @@ class DryRunPod:
     node: str
 
 
-class StopMode(StrEnum):
-    SAVE = "save"
-    ABORT = "abort"
-
-
 @dataclass(frozen=True, slots=True)
 class OrderJoin:
     """Tell these agents to come to the barrier of `round`, stopping whatever they run."""
@@ -70,14 +65,6 @@ class OrderRun:
 
     releases: Mapping[str, Release]  # pod UID -> release
     round: int
-
-
-@dataclass(frozen=True, slots=True)
-class OrderStop:
-    pod_uids: tuple[str, ...]
-    round: int
-    mode: StopMode
-    grace_seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +87,6 @@ Action = (
     | DryRunPod
     | OrderJoin
     | OrderRun
-    | OrderStop
     | OrderFinish
     | DeleteJob
 )

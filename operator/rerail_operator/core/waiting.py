@@ -106,9 +106,7 @@ def removals(world: World, taken: tuple[Seat, ...], round_: int) -> tuple[Action
         and not seat.pod.deleting
         and seat.pod.birth_round < round_
     ]
-    return tuple(
-        DeletePod(pod.name, pod.uid, why="superseded") for pod in (*dead, *leftovers(world, taken))
-    )
+    return tuple(DeletePod(pod.name, pod.uid, why="superseded") for pod in (*dead, *leftovers(world, taken)))
 
 
 def joins(taken: tuple[Seat, ...], round_: int) -> tuple[Action, ...]:

@@ -28,7 +28,6 @@ from rerail_operator.core.plan import (
     OrderFinish,
     OrderJoin,
     OrderRun,
-    OrderStop,
 )
 from rerail_operator.core.queueing import shape_hash
 from rerail_operator.core.template_facts import num_proc
@@ -96,7 +95,7 @@ class Applier:
         begun = self._clock.monotonic()
         calls: list[Action] = []
         for action in ordered:
-            if isinstance(action, OrderJoin | OrderRun | OrderStop | OrderFinish):
+            if isinstance(action, OrderJoin | OrderRun | OrderFinish):
                 self._order(action)
             else:
                 calls.append(action)
@@ -110,7 +109,7 @@ class Applier:
             done += len(batch)
         return True
 
-    def _order(self, action: OrderJoin | OrderRun | OrderStop | OrderFinish) -> None:
+    def _order(self, action: OrderJoin | OrderRun | OrderFinish) -> None:
         match action:
             case OrderJoin(pod_uids, round_):
                 for uid in pod_uids:
@@ -119,12 +118,6 @@ class Applier:
                 for uid, release in releases.items():
                     body = _release(release)
                     self._orders.send(uid, {"kind": "order", "do": "run", "round": round_, "release": body})
-            case OrderStop(pod_uids, round_, mode, grace):
-                for uid in pod_uids:
-                    self._orders.send(
-                        uid,
-                        {"kind": "order", "do": "stop", "round": round_, "mode": mode.value, "grace": grace},
-                    )
             case OrderFinish(pod_uids, code, message):
                 for uid in pod_uids:
                     self._orders.send(
@@ -151,7 +144,7 @@ class Applier:
                 await self._gone(
                     self._cluster.delete(Kind.JOB, target.namespace, target.name, uid=target.uid)
                 )
-            case OrderJoin() | OrderRun() | OrderStop() | OrderFinish():
+            case OrderJoin() | OrderRun() | OrderFinish():
                 self._order(action)
             case _:
                 assert_never(action)
@@ -291,7 +284,7 @@ def _urgency(action: Action) -> int:
             return 1
         case CreatePod():
             return 2
-        case OrderJoin() | OrderRun() | OrderStop() | OrderFinish():
+        case OrderJoin() | OrderRun() | OrderFinish():
             return 3
         case _:
             assert_never(action)

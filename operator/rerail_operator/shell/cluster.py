@@ -1,7 +1,7 @@
 """The Cluster port: all that Rerail asks of Kubernetes, and the ways it can fail.
 
-Two adapters: `kube` (the API server) and `memory` (`rerail run`, tests). One contract suite runs against both.
-Objects cross the port as plain JSON dicts; `observe.py` parses them into slim records once.
+Two adapters: `kube` (the API server) and `memory` (`rerail run`, tests), and one contract suite for both.
+Objects cross the port as plain JSON dicts; `observe.py` parses them into slim records, once.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -63,7 +63,7 @@ class Kind(StrEnum):
     CONFIG_MAP = "ConfigMap"
     REVISION = "ControllerRevision"
     LEASE = "Lease"
-    SECRET = "Secret"
+    SECRET = "Secret"  # noqa: S105 - the name of a kind
 
 
 class Change(StrEnum):
@@ -103,14 +103,18 @@ class Cluster(Protocol):
         """
         ...
 
-    async def patch(
-        self, kind: Kind, namespace: str, name: str, patch: Object
-    ) -> Object:
+    async def patch(self, kind: Kind, namespace: str, name: str, patch: Object) -> Object:
         """JSON merge patch. A `metadata.uid` / `metadata.resourceVersion` in it is a precondition."""
         ...
 
     async def delete(
-        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, grace_seconds: int | None = None
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        *,
+        uid: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
         """Delete with UID precondition. Raises NotFound (also when the UID differs)."""
         ...
@@ -121,9 +125,7 @@ class Cluster(Protocol):
         """Delete all that match the labels."""
         ...
 
-    async def list(
-        self, kind: Kind, labels: str = "", fields: str = ""
-    ) -> Listing:
+    async def list(self, kind: Kind, labels: str = "", fields: str = "") -> Listing:
         """All namespaces; label and field selectors in Kubernetes' own syntax."""
         ...
 

@@ -140,7 +140,7 @@ class JobServer:
                     registry=registry,
                     clusterwide=True,
                     standalone=True,
-                    # Peering is off, and yet kopf asks for the user's name, which an image's uid need not have.
+                    # Peering is off, yet kopf asks for the user's name, and a uid need not have one.
                     identity=GROUP,  # type: ignore[arg-type]
                     stop_flag=end,
                     memo=kopf.Memo(),

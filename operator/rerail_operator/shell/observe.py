@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
+
 from rerail_api.contract import (
     ANNOTATION_TEMPLATE_HASH,
     LABEL_BIRTH_ROUND,
@@ -21,7 +22,6 @@ from rerail_api.contract import (
     LABEL_SLOT,
     TRAINER_CONTAINER,
 )
-
 from rerail_operator.core.quantities import BadQuantity, parse_quantity
 from rerail_operator.core.world import Effect, Node, Pod, PodPhase, Resources, Taint, Termination
 from rerail_operator.shell.keys import JobKey
