@@ -51,4 +51,5 @@ bundle: ## one archive with images, chart and CRD for a site without internet
 	@$(PYTHON) scripts/bundle.py
 
 bench: ## gang start and restart at 200 and 1,875 nodes against the floor (Go)
+	@$(PYTHON) scripts/rings.py --setup-only --without-torch
 	@$(VENV_PYTHON) -m bench

@@ -83,7 +83,9 @@ def say(text):
 
 def main(arguments):
     parser = argparse.ArgumentParser(prog="rings")
-    parser.add_argument("rings", metavar="RING", nargs="*", choices=[*RINGS, []], help="all when none is named")
+    parser.add_argument(
+        "rings", metavar="RING", nargs="*", choices=[*RINGS, []], help="all when none is named"
+    )
     parser.add_argument("--setup-only", action="store_true")
     parser.add_argument("--without-torch", action="store_true", help="for rings that do not need it")
     given = parser.parse_args(arguments)
