@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from rerail_api.status import ConditionType, TrainingJobStatus
 from rerail_api.v1alpha1 import TrainingJob, parse_status
 from rerail_operator.core.decide import decide
+from rerail_operator.core.gang import may_still_run
 from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.plan import Note, Plan
 from rerail_operator.core.publish import write_due
@@ -154,14 +155,13 @@ class Reconciler:
             or job.metadata.deletion_timestamp is not None
         )
         pods, agents = self._senses.fleet.pods(uid), self._senses.coordinator.agents(uid)
-        return World(
+        world = World(
             uid=uid,
             job=job,
             pods=pods,
             # An agent's token proves its pod; which job it belongs to is what the pod says, not the agent.
             agents={pod.uid: agents[pod.uid] for pod in pods if pod.uid in agents},
             nodes=self._senses.desk.nodes_for(uid),
-            offer=self._senses.desk.offer(uid) if in_line else None,
             template_frozen=memory.template is not None
             and memory.template_revision == job.status.template_revision,
             dry_run_passed=memory.dry_run_shape == shape_hash(job),
@@ -171,6 +171,9 @@ class Reconciler:
             memory=memory.notes,
             accelerators=self._accelerators,
         )
+        # While its old pods hold their nodes the answer would be a no, and outlive the reason for it.
+        asks = in_line and not may_still_run(world)
+        return replace(world, offer=self._senses.desk.offer(uid)) if asks else world
 
     def _remember(self, uid: str, memory: JobMemory, plan: Plan) -> None:
         memory.notes = plan.memory
