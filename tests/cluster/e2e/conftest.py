@@ -30,14 +30,14 @@ def yard(opened_yard: Yard) -> Iterator[Yard]:
     opened_yard.operate(1)
     yield opened_yard
     opened_yard.operate(1)
-    opened_yard.leave_nothing_behind()
+    opened_yard.delete_jobs()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failed test shows what the cluster and the operators had to say."""
     report = yield
-    if report.failed and call.when == "call":
+    if report.failed and call.when in ("setup", "call"):
         for place in getattr(item, "funcargs", {}).values():
             if hasattr(place, "evidence"):
                 report.sections.append(("cluster", place.evidence()))

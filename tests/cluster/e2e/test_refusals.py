@@ -24,15 +24,6 @@ def refused(yard: Yard, name: str, reason: str, namespace: str = "default") -> s
     return str(seen["message"])
 
 
-def namespace(yard: Yard, name: str, **labels: str) -> None:
-    meta = {"name": name, "labels": {key.replace("_", "/"): value for key, value in labels.items()}}
-    yard.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
-    yard.until(
-        "its service account is there",
-        lambda: yard.cluster.api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"),
-    )
-
-
 def test_a_typo_in_the_template_is_told_and_keeps_nobody_waiting(yard: Yard) -> None:
     broken = copy.deepcopy(job("typo", nodes=4))
     trainer(broken)["resourcez"] = {"limits": {"cpu": 1}}
@@ -47,7 +38,7 @@ def test_a_typo_in_the_template_is_told_and_keeps_nobody_waiting(yard: Yard) -> 
 
 
 def test_a_quota_is_told_and_the_job_starts_once_it_is_raised(yard: Yard) -> None:
-    namespace(yard, "tight")
+    yard.namespace("tight")
     quota: Json = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -68,7 +59,7 @@ def test_a_quota_is_told_and_the_job_starts_once_it_is_raised(yard: Yard) -> Non
 
 
 def test_pod_security_is_told_in_the_servers_words_and_a_fitting_template_runs(yard: Yard) -> None:
-    namespace(yard, "strict", **{"pod-security.kubernetes.io_enforce": "restricted"})
+    yard.namespace("strict", {"pod-security.kubernetes.io/enforce": "restricted"})
     yard.submit(job("loose", nodes=1, namespace="strict"))
     message = refused(yard, "loose", "TemplateRejected", "strict")
     assert "violates PodSecurity" in message and "runAsNonRoot" in message
