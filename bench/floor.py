@@ -43,26 +43,39 @@ def manifest(name: str, nodes: int, **spec: Any) -> dict[str, Any]:
     }
 
 
-async def floor(client: Client, watch: PodWatch, nodes: list[str], seconds: float) -> dict[str, float]:
-    """Create all, wait until all run, delete by label buckets, wait until all are gone. No operator may run.
+class Floor:
+    """All pods created until all run; deleted by label buckets until all are gone. No operator may run."""
 
-    Seconds: `create` until the last POST was answered, `start` until all run, `delete` until all are gone.
-    """
-    owner = parse_job(await client.post(JOBS, manifest(NAME, len(nodes), suspend=True)))
-    bodies = [msgspec.json.encode(body) for body in pods_of(owner, nodes)]
-    seen = watch.job(NAME)
-    began = time.monotonic()
-    running = asyncio.create_task(
-        watch.until("all pods of the floor run", lambda: len(seen.running) == len(nodes), seconds)
-    )
-    await client.create_all(PODS, bodies)
-    created = time.monotonic()
-    started = await running
-    deleting = time.monotonic()
-    await asyncio.gather(*(_delete_bucket(client, owner.metadata.uid, bucket) for bucket in range(BUCKETS)))
-    gone = await watch.until("all pods of the floor are gone", lambda: not seen.there, seconds)
-    await client.delete(f"{JOBS}/{NAME}")
-    return {"create": created - began, "start": started - began, "delete": gone - deleting}
+    def __init__(self, client: Client, watch: PodWatch, nodes: list[str], seconds: float) -> None:
+        self._client, self._watch, self._nodes, self._seconds = client, watch, nodes, seconds
+        self._owner: TrainingJob | None = None
+
+    async def prepare(self) -> None:
+        """A suspended job, which owns the pods as Rerail's are owned; the pods ready to be sent."""
+        owner = parse_job(await self._client.post(JOBS, manifest(NAME, len(self._nodes), suspend=True)))
+        self._owner, self._bodies = owner, [msgspec.json.encode(body) for body in pods_of(owner, self._nodes)]
+
+    async def start(self, began: float) -> dict[str, float]:
+        """Seconds until the last POST was answered and until all pods run."""
+        seen, size = self._watch.job(NAME), len(self._nodes)
+        running = asyncio.create_task(
+            self._watch.until("all pods of the floor run", lambda: len(seen.running) == size, self._seconds)
+        )
+        await self._client.create_all(PODS, self._bodies)
+        created = time.monotonic()
+        return {"created": created - began, "pods Running": await running - began}
+
+    async def delete(self, began: float) -> dict[str, float]:
+        """Seconds until all pods are gone."""
+        assert self._owner is not None
+        uid, seen = self._owner.metadata.uid, self._watch.job(NAME)
+        await delete_all(self._client, uid)
+        gone = await self._watch.until("the floor's pods are gone", lambda: not seen.there, self._seconds)
+        return {"pods gone": gone - began}
+
+    async def clear(self) -> None:
+        """Remove the owner."""
+        await self._client.delete(f"{JOBS}/{NAME}")
 
 
 def pods_of(job: TrainingJob, nodes: list[str]) -> list[dict[str, Any]]:
@@ -87,6 +100,10 @@ def pods_of(job: TrainingJob, nodes: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-async def _delete_bucket(client: Client, job_uid: str, bucket: int) -> None:
-    selector = ",".join(f"{key}={value}" for key, value in bucket_labels(job_uid, bucket).items())
-    await client.delete(f"{PODS}?labelSelector={selector}")
+async def delete_all(client: Client, job_uid: str) -> None:
+    """Collection deletes of all label buckets of a job's pods at once."""
+    selectors = (
+        ",".join(f"{key}={value}" for key, value in bucket_labels(job_uid, bucket).items())
+        for bucket in range(BUCKETS)
+    )
+    await asyncio.gather(*(client.delete(f"{PODS}?labelSelector={selector}") for selector in selectors))
