@@ -226,6 +226,13 @@ def test_ettr_leaves_out_queue_and_suspension() -> None:
     assert ledger.ettr == pytest.approx(30 / 40)
 
 
+def test_ettr_is_short_enough_for_a_column() -> None:
+    ledger = Ledger(stage=Stage.PRODUCTIVE, stage_since=NOON)
+    ledger = advance(ledger, NOON, after(10), Stage.STOP)
+    ledger = advance(ledger, NOON, after(13), Stage.STOP)
+    assert ledger.ettr == 0.7692
+
+
 def test_what_was_decided_runs_ahead_of_what_is_written() -> None:
     stored = running().written().job.status
     decided = running().later(2).steps(9, loss=1.0).written().job.status

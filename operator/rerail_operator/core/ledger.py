@@ -48,7 +48,8 @@ def advance(
         stage=next_stage,
         stage_since=now,
         highest_step=before.highest_step,
-        ettr=min(1.0, productive / counted) if counted > 0 else 0.0,
+        # It is a printed column; the seconds beside it are exact.
+        ettr=round(min(1.0, productive / counted), 4) if counted > 0 else 0.0,
     )
 
 
