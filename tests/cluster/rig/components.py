@@ -28,7 +28,6 @@ CONTROLLERS = (
     "serviceaccount-controller",
     "serviceaccount-token-controller",
     "taint-eviction-controller",
-    "ttl-controller",
 )
 
 
