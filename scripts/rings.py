@@ -43,6 +43,10 @@ def pytest(*words):
     return [PYTHON, "-m", "pytest", "-q", *words]
 
 
+# Before pytest and its time limits: the first time, Kubernetes is compiled and torch goes into an image.
+RIG_BUILD = [PYTHON, "-m", "tests.cluster.rig", "build"]
+RIG_IMAGES = [PYTHON, "-m", "tests.cluster.rig", "images"]
+
 RINGS = {
     # name: (what it is, the commands, what keeps it from running here)
     "check": (
@@ -68,10 +72,14 @@ RINGS = {
     "local": ("`rerail run` with real processes", [pytest("-m", "local", "tests/local")], needs_nothing),
     "controlplane": (
         "a real control plane, kwok nodes, the operator under its chart's role",
-        [pytest("-m", "controlplane and not realnodes", "tests")],
+        [RIG_BUILD, pytest("-m", "controlplane and not realnodes", "tests")],
         needs_go,
     ),
-    "realnodes": ("real nodes, images and trainer", [pytest("-m", "realnodes", "tests")], needs_root_and_go),
+    "realnodes": (
+        "real nodes, images and trainer",
+        [RIG_BUILD, RIG_IMAGES, pytest("-m", "realnodes", "tests")],
+        needs_root_and_go,
+    ),
 }
 FAST = ["fast"]
 
@@ -145,8 +153,7 @@ def run(names):
             continue
         say(f"--- ring {name}: {what}")
         begun = time.monotonic()
-        codes = [subprocess.run(command, cwd=ROOT).returncode for command in commands]
-        passed = all(code == 0 for code in codes)
+        passed = all(subprocess.run(command, cwd=ROOT).returncode == 0 for command in commands)
         outcomes.append((name, "passed" if passed else "FAILED", passed, time.monotonic() - begun))
     say("")
     for name, text, _, seconds in outcomes:
