@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from rerail_api.contract import ANNOTATION_SCHEMA_HASH, GROUP, KIND, PLURAL, VERSION
+from rerail_api.generated import keep_current
 from rerail_api.job import SHORT_NAME, SINGULAR, TrainingJob
 from rerail_api.rules import RULES, TRANSITIONS, Rule, Transition
 from rerail_api.schema import Schema, structural_schema
@@ -23,7 +22,6 @@ from rerail_api.schema import Schema, structural_schema
 CRD_NAME: Final = f"{PLURAL}.{GROUP}"
 FILES: Final = ("crds/trainingjobs.yaml", "helm/rerail/crds/trainingjobs.yaml")
 HEADER: Final = "# Written by `python -m rerail_api.crd --write` from the models; change those instead.\n"
-CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 _COLUMNS: Final = (
     ("Phase", "string", ".status.phase", 0, "Where the job stands."),
@@ -123,27 +121,7 @@ def _schema_at(schema: Schema, path: str) -> Schema:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the files, or say which are not current (exit code 1)."""
-    parser = argparse.ArgumentParser(prog="python -m rerail_api.crd", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", action="store_true", help="write the files")
-    what.add_argument("--check", action="store_true", help="fail when a file is not current")
-    parser.add_argument("--root", type=Path, default=CHECKOUT, help="root of the checkout")
-    chosen = parser.parse_args(arguments)
-    return sync_files({name: crd_yaml() for name in FILES}, chosen.root, write=chosen.write)
-
-
-def sync_files(texts: dict[str, str], root: Path, *, write: bool) -> int:
-    """Write the texts below root, or compare: 0 when all are current, 1 when not."""
-    stale = [n for n, text in texts.items() if not (root / n).is_file() or (root / n).read_text() != text]
-    if write:
-        for name in stale:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text(texts[name])
-            sys.stdout.write(f"wrote {name}\n")
-        return 0
-    for name in stale:
-        sys.stderr.write(f"{name} is not current: run the same command with --write\n")
-    return 1 if stale else 0
+    return keep_current("rerail_api.crd", {name: crd_yaml() for name in FILES}, arguments)
 
 
 if __name__ == "__main__":

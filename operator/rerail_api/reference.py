@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from rerail_api.contract import API_VERSION, KIND
-from rerail_api.crd import CHECKOUT, open_api_schema, sync_files
+from rerail_api.crd import open_api_schema
+from rerail_api.generated import keep_current
 from rerail_api.job import SHORT_NAME
 from rerail_api.rules import RULES, TRANSITIONS, Rule, Transition
 from rerail_api.schema import Schema
@@ -158,13 +157,7 @@ def _rule_rows(rules: tuple[Rule, ...] | tuple[Transition, ...]) -> Iterator[str
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or say that it is not current (exit code 1)."""
-    parser = argparse.ArgumentParser(prog="python -m rerail_api.reference", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", action="store_true", help="write the page")
-    what.add_argument("--check", action="store_true", help="fail when the page is not current")
-    parser.add_argument("--root", type=Path, default=CHECKOUT, help="root of the checkout")
-    chosen = parser.parse_args(arguments)
-    return sync_files({FILE: reference()}, chosen.root, write=chosen.write)
+    return keep_current("rerail_api.reference", {FILE: reference()}, arguments)
 
 
 if __name__ == "__main__":

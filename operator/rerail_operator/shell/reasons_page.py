@@ -3,12 +3,10 @@
 `python -m rerail_operator.shell.reasons_page --write` writes it, `--check` fails when it is not current.
 """
 
-import argparse
 import sys
-from pathlib import Path
 from typing import Final
 
-from rerail_api.crd import CHECKOUT, sync_files
+from rerail_api.generated import keep_current
 from rerail_operator.core.reasons import SENTENCES
 
 FILE: Final = "docs/reference/reasons.md"
@@ -32,13 +30,7 @@ def page() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or say that it is not current (exit code 1)."""
-    parser = argparse.ArgumentParser(prog="python -m rerail_operator.shell.reasons_page", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", action="store_true", help="write the page")
-    what.add_argument("--check", action="store_true", help="fail when the page is not current")
-    parser.add_argument("--root", type=Path, default=CHECKOUT, help="root of the checkout")
-    chosen = parser.parse_args(arguments)
-    return sync_files({FILE: page()}, chosen.root, write=chosen.write)
+    return keep_current("rerail_operator.shell.reasons_page", {FILE: page()}, arguments)
 
 
 if __name__ == "__main__":
