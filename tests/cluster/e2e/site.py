@@ -15,7 +15,7 @@ from .operator_process import SYSTEM
 from .watching import Watching
 
 SHARED = "/shared"
-STEPS = 100
+STEPS = 200
 SAVE_EVERY = 10
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/rerail"
 OPERATOR_LINES = 40
@@ -32,6 +32,8 @@ def training(name: str, nodes: int = 2, nproc: int = 1, steps: int = STEPS) -> J
             *("--batch.tokens_per_step=512", f"--checkpoint.every_steps={SAVE_EVERY}"),
             f"--metrics.jsonl={SHARED}/{name}.jsonl",
         ],
+        # All nodes share this machine's cores: more threads than ranks would only fight.
+        "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
         "resources": {"limits": {GPU: 2}},
         "volumeMounts": [{"name": "shared", "mountPath": SHARED}],
     }

@@ -242,7 +242,7 @@ def test_upgrade_uninstall_and_reinstall_touch_no_running_job(site: Site) -> Non
     reached = site.step("lasting")
     seen = site.until(
         "the new operators follow the job",
-        lambda: (told := site.status("lasting"))["progress"]["step"] > reached and told,
+        lambda: (told := site.status("lasting"))["progress"].get("step", 0) > reached and told,
         90,
     )
     assert (seen["phase"], seen["round"], seen["restarts"]["total"]) == ("Running", 1, 0)

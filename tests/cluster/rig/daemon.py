@@ -25,6 +25,11 @@ from .process import start_detached, until
 
 _UP_SECONDS = 3600.0  # a first start builds every binary and image
 NAMESPACE = "rerail-system"
+TO_TRY = (
+    "  kubectl apply -f examples/01-recover/job.yaml",
+    "  kubectl get tj -w",
+    "  kubectl describe tj recover",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def up(wish: Wish) -> int:
                 raise
             return process.returncode or 1
         sys.stderr.write(log.read())
+    if wish.install:
+        console.say("\n".join(["Rerail is installed; set KUBECONFIG as below, then try:", *TO_TRY]))
     return status()
 
 
