@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.rig import ControlPlane, Options
+from tests.cluster.rig import ControlPlane, Options, paths
 from tests.cluster.rig.images import build_images
 from tests.cluster.rig.storage import StoredImage
 
@@ -160,6 +160,21 @@ def test_suspend_saves_the_last_step_and_resume_goes_on_from_it(
     # No step was made twice: what the notice saved was everything.
     assert [step for step, _ in site.printed("paused")] == list(range(1, STEPS + 1))
     assert site.losses("paused") == undisturbed
+
+
+@pytest.mark.parametrize(("example", "script"), [("02-plain-pytorch", "plain"), ("03-torchrun", "torchrun")])
+def test_a_shipped_script_runs_as_its_manifest_says(site: Site, example: str, script: str) -> None:
+    folder = paths.CHECKOUT / "examples" / example
+    site.cluster.kubectl("create", "configmap", f"{script}-script", f"--from-file={folder / 'train.py'}")
+    try:
+        site.cluster.kubectl("apply", "-f", str(folder / "job.yaml"))
+        seen = site.until_job(script, RUN_SECONDS, phase="Complete")
+        assert seen["restarts"]["total"] == 0
+        said = site.cluster.kubectl("logs", sorted(site.pods(script))[0])
+        assert "loss" in said
+        assert (site.nodes.shared_on_host / "checkpoints" / script / "latest.pt").exists()
+    finally:
+        site.cluster.kubectl("delete", "configmap", f"{script}-script")
 
 
 def test_a_program_that_always_fails_ends_failed_with_its_traceback_in_describe(site: Site) -> None:
