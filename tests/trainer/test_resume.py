@@ -97,6 +97,8 @@ def test_progress_lines_follow_the_contract(yard: Yard) -> None:
         "init", "compile", "train", "train", "train", "save", "train", "train", "train", "save", "train",
     ]  # fmt: skip
     assert all(line["contract"] == 1 and line["total_steps"] == 4 for line in lines)
+    # Before the checkpoint is read no step is known: 0 would read as progress that was thrown away.
+    assert [line.get("step") for line in lines[:3]] == [None, None, 0]
     last = lines[-1]
     assert (last["step"], last["tokens"], last["checkpoint_step"]) == (4, 4 * 256, 4)
     assert json.dumps(last["loss"])

@@ -51,8 +51,9 @@ def _run(words: Sequence[str], observer: "Observer | None") -> ExitCode:
     stop = StopRequest(config.checkpoint.grace_seconds)
     stop.listen()
     progress = ProgressLog(os.environ.get(Env.PROGRESS, "") if rank.rank == 0 else "")
-    # Before torch is imported, which takes seconds: whoever watches sees that this rank lives.
-    progress.write(ProgressPhase.INIT, step=0, total_steps=config.train.steps)
+    # Before torch is imported, which takes seconds: whoever watches sees that this rank lives. No step yet:
+    # where it goes on from, the checkpoint will tell.
+    progress.write(ProgressPhase.INIT, total_steps=config.train.steps)
     from .startup import Circumstances, run
 
     return run(config, Circumstances(rank, job, progress, stop), observer)

@@ -38,7 +38,7 @@ class Reports:
         self._resumed: dict[str, int | None] | None = None
         self._checkpoint_step = 0
         self._ticks: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS + 1)
-        self._last: dict[str, Any] = {"step": 0, "total_steps": config.train.steps}
+        self._last: dict[str, Any] = {"total_steps": config.train.steps}
         self._jsonl = _open_jsonl(config.metrics.jsonl) if first and config.metrics.jsonl else None
 
     def say(self, text: str) -> None:
@@ -48,7 +48,7 @@ class Reports:
             sys.stdout.flush()
 
     def phase(self, phase: ProgressPhase) -> None:
-        """Announces what comes next, with the last known step."""
+        """Announces what comes next, with the last step once one is known."""
         if self._first:
             self._progress.write(phase, **self._last)
 
