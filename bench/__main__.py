@@ -13,7 +13,8 @@ def gang(arguments: argparse.Namespace) -> None:
 
     for nodes in arguments.nodes or (200, 1875):
         results = measure(Wish(nodes, arguments.runs, arguments.profile), tell)
-        for number, result in enumerate(results, start=1):
+        whole = [result for result in results if "ratios" in result]
+        for number, result in enumerate(whole, start=1):
             told = ", ".join(f"{name} = {value}" for name, value in result["ratios"].items())
             tell(f"run {number}: {told}; operator's peak {result['operator_peak_rss_mib']} MiB")
         command = f"python -m bench gang --nodes {nodes} --runs {arguments.runs}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,13 @@ async def _runs(place: Ground, wish: Wish, tell: Tell) -> list[Json]:
         try:
             for number in range(1, wish.runs + 1):
                 tell(f"run {number} of {wish.runs}, {wish.nodes} nodes, load {load():.1f}")
-                results.append(await Run(place, client, watch, tell).all(wish.profile))
+                run = Run(place, client, watch, tell)
+                try:
+                    results.append(await run.all(wish.profile))
+                except RuntimeError as failure:
+                    tell(f"run {number} is lost: {failure}")
+                    results.append({"nodes": wish.nodes, "lost": str(failure), "stages": run.stages_so_far()})
+                    break  # what it left behind would falsify the next one
         finally:
             await watch.stop()
     return results
@@ -222,7 +229,7 @@ class Run:
         self._audit.skip()
         watch, before = Stopwatch(operator, self._place.rig_pids()), load()
         began = time.monotonic()
-        moments = await action(began)
+        moments = await self._while_it_lives(action(began))
         wall = time.monotonic() - began
         stage = Stage(name, moments, watch.spent(), wall, (before + load()) / 2)
         told = self._audit.look()
@@ -238,6 +245,18 @@ class Run:
         asked = sum(told.operator.values())
         self._tell(f"  {'':12} CPU s {stage.cpu}, load {stage.load:.1f}, operator's requests {asked}")
 
+    async def _while_it_lives(self, work: Awaitable[dict[str, float]]) -> dict[str, float]:
+        """The stage's moments; an operator that has ended ends the run at once."""
+        if self._operator is None:
+            return await work
+        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self._operator.ended())
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await watching
+        watching.cancel()
+        return await working
+
     def _passes(self) -> int:
         """Passes since the last call."""
         assert self._operator is not None
@@ -250,8 +269,11 @@ class Run:
         if self._agents is not None:
             await self._agents.stop()
 
+    def stages_so_far(self) -> Json:
+        """What has been measured, by stage."""
+        return {stage.name: stage.as_json() for stage in self._stages}
+
     def _result(self, peak: int, figures: dict[str, float]) -> Json:
-        stages = {stage.name: stage.as_json() for stage in self._stages}
         moments = {stage.name: stage.moments for stage in self._stages}
         spent = {stage.name: stage.cpu["operator"] + stage.cpu["rig"] for stage in self._stages}
         start, delete = moments["floor start"]["pods Running"], moments["floor delete"]["pods gone"]
@@ -271,9 +293,9 @@ class Run:
         assert self._agents is not None
         return {
             "nodes": self._size,
-            "stages": stages,
+            "stages": self.stages_so_far(),
             "ratios": {name: round(value, 2) for name, value in ratios.items()},
             "operator_peak_rss_mib": round(peak / 2**20),
             "operator_figures": figures,
-            "agents_refused": len(self._agents.refused),
+            "agents_refused": dict(Counter(self._agents.refused)),
         }

@@ -81,6 +81,13 @@ class OperatorProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
 
+    async def ended(self) -> None:
+        """Until the process ends, which it must not while it is measured. Raises RuntimeError then."""
+        assert self._process is not None
+        while self._process.poll() is None:
+            await asyncio.sleep(0.5)
+        raise RuntimeError(f"the operator has ended by itself:\n{self.tail(5)}")
+
     def tail(self, lines: int = 40) -> str:
         """The last lines of its log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
