@@ -315,7 +315,11 @@ class TrainingJobStatus(ApiModel):
         },
     )
     ledger: Ledger = Field(default=Ledger(), description="The job's wall clock, split.")
-    start_time: Time | None = Field(default=None, description="When all ranks first ran.")
+    start_time: Time | None = Field(
+        default=None,
+        description="When all ranks first ran; anew after a suspension, as for a Job. "
+        "activeDeadlineSeconds counts from here.",
+    )
     admitted_time: Time | None = Field(default=None, description="When the gang was last given its nodes.")
     completion_time: Time | None = Field(
         default=None, description="When the job completed or failed; never changed again."

@@ -63,9 +63,9 @@ CASES: dict[str, tuple[Scene, Want]] = {
     "a deadline counts from the first start, not from the queue": (
         admitted().spec(active_deadline_seconds=60).later(600),
         Want("PlacingPods", ("create 0 on n0 in round 1", "create 1 on n1 in round 1"))),
-    "an active deadline ends a suspended job too": (
+    "an active deadline does not run while a job is suspended": (
         running().spec(active_deadline_seconds=60, suspend=True).written().later(60),
-        Want("ActiveDeadlineExceeded", intent=True, phase="Failed", true=("Failed",))),
+        Want("Suspending", ("delete the gang",), phase="Suspended")),
     # -- afterwards
     "then the agents are told to end": (complete(running()), Want(None, ("finish p1-0 p1-1 with 0",))),
     "an agent that cannot be reached has fifteen seconds": (

@@ -29,3 +29,12 @@ def test_suspended_is_true_only_once_nothing_runs() -> None:
     assert told is not None and (told.status, told.reason) == (ConditionStatus.FALSE, "Suspending")
     gone = scene.gone(0).gone(1).written().job.status
     assert gone.is_true(ConditionType.SUSPENDED) and not gone.is_true(ConditionType.ADMITTED)
+
+
+def test_time_spent_suspended_does_not_count_against_the_active_deadline() -> None:
+    scene = running(activeDeadlineSeconds=100).later(90)
+    assert scene.job.status.start_time is not None
+    stopped = scene.spec(suspend=True).written().gone(0).gone(1).written()
+    assert stopped.job.status.start_time is None
+    later = stopped.later(1000).plan().status
+    assert later is not None and not later.finished

@@ -180,21 +180,7 @@ def suspend(world: World, job: TrainingJob) -> Outcome:
     status = job.status
     left = may_still_run(world)
     if status.is_true(ConditionType.ADMITTED) or not stop_is_ordered(status):
-        message = "asked to save and stop" if left else "holds no nodes"
-        reason = Reason.SUSPENDING if left else Reason.SUSPENDED
-        return Outcome(
-            Phase.SUSPENDED,
-            reason,
-            message,
-            Stage.STOP if left else Stage.SUSPENDED,
-            conditions=(
-                (ConditionType.SUSPENDED, not left, reason, message),
-                (ConditionType.ADMITTED, False, Reason.SUSPENDED, "the job is suspended"),
-            ),
-            notes=(Note(reason, message),),
-            intent=True,
-            because="spec.suspend is true",
-        )
+        return _order_stop(runs=bool(left))
     if left:
         message = f"{len(left)} pods are saving and stopping"
         return Outcome(
@@ -215,6 +201,25 @@ def suspend(world: World, job: TrainingJob) -> Outcome:
         conditions=((ConditionType.SUSPENDED, True, Reason.SUSPENDED, "holds no nodes"),),
         actions=(DeleteGang(),) if any(not pod.deleting for pod in world.pods) else (),
         because="spec.suspend is true and no pod is left",
+    )
+
+
+def _order_stop(runs: bool) -> Outcome:
+    message = "asked to save and stop" if runs else "holds no nodes"
+    reason = Reason.SUSPENDING if runs else Reason.SUSPENDED
+    return Outcome(
+        Phase.SUSPENDED,
+        reason,
+        message,
+        Stage.STOP if runs else Stage.SUSPENDED,
+        changes={"start_time": None},  # what counts against activeDeadlineSeconds begins anew
+        conditions=(
+            (ConditionType.SUSPENDED, not runs, reason, message),
+            (ConditionType.ADMITTED, False, Reason.SUSPENDED, "the job is suspended"),
+        ),
+        notes=(Note(reason, message),),
+        intent=True,
+        because="spec.suspend is true",
     )
 
 
