@@ -91,14 +91,3 @@ async def kill_all(find: Callable[[], list[int]], seconds: float = 10.0) -> list
             return left
         await asyncio.sleep(POLL_SECONDS)
     return []
-
-
-def reap_orphans(ours: Iterable[int]) -> None:
-    """Collect ended processes that were adopted; `ours` are collected by whoever started them."""
-    known = set(ours)
-    for entry in PROC.iterdir():
-        if entry.name.isdigit() and int(entry.name) not in known and parent(int(entry.name)) == os.getpid():
-            try:
-                os.waitpid(int(entry.name), os.WNOHANG)
-            except ChildProcessError:
-                continue
