@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rerail_trainer.__main__ import main
-from rerail_trainer.config import PRESETS, Config, config_hash
+from rerail_trainer.config import Config, config_hash
 from rerail_trainer.configure import read_command_line
+from rerail_trainer.presets import PRESETS
 
 REFUSED = {
     "a key with a slip names the nearest": (
@@ -31,7 +32,8 @@ REFUSED = {
     "a choice that is none": (["--parallel.mode=dp"], "parallel.mode=dp must be one of ddp, fsdp"),
     "neither true nor false": (["--data.shuffle=yes"], "data.shuffle=yes must be true or false"),
     "a value that is missing": (["--train.steps"], "--train.steps needs a value: --train.steps=VALUE"),
-    "a loose word": (["tiny"], "'tiny' is not understood; settings are written --section.key=value"),
+    "an unknown command": (["tran"], "unknown command 'tran'; did you mean 'train'?"),
+    "a loose word": (["train", "tiny"], "'tiny' is not understood; settings are written --section.key=value"),
     "a batch that is no whole number of sequences": (
         ["--batch.tokens_per_step=1000"],
         "batch.tokens_per_step=1000 must be a multiple of model.seq_len=1024",

@@ -8,7 +8,7 @@ import torch
 from rerail_trainer.config import ModelConfig, OptimConfig
 from rerail_trainer.model import Transformer, fill, flops_per_token, param_counts
 from rerail_trainer.optim import AdamW, learning_rate
-from rerail_trainer.replicate import _cut
+from rerail_trainer.parallel.replicate import _cut
 
 CONFIG = ModelConfig(layers=2, dim=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=64, seq_len=16)
 
@@ -19,7 +19,7 @@ def built(config: ModelConfig, seed: int = 1) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie": True}, {"qk_norm": True}, {"kv_heads": 4, "layers": 3}])
+@pytest.mark.parametrize("changes", [{}, {"tie": True}, {"qk_norm": "head"}, {"kv_heads": 4, "layers": 3}])
 def test_counted_parameters_are_those_that_are_there(changes: dict[str, int]) -> None:
     config = replace(CONFIG, **changes)
     assert param_counts(config)["total"] == sum(p.numel() for p in built(config).parameters())
@@ -43,7 +43,7 @@ def test_no_position_sees_a_later_one() -> None:
 
 def test_attention_depends_on_distance_and_not_on_place() -> None:
     """RoPE: the same tokens later in the window, after other tokens that nobody attends to, score the same."""
-    from rerail_trainer.model import rope_table, rotate
+    from rerail_trainer.model.transformer import rope_table, rotate
 
     table = rope_table(CONFIG)
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerail_trainer.config import BatchConfig, Config, DataConfig, ModelConfig
-from rerail_trainer.corpus import END_OF_DOCUMENT, encode, open_corpus
-from rerail_trainer.feed import Feed, share_of
-from rerail_trainer.order import window_of
+from rerail_trainer.data.corpus import END_OF_DOCUMENT, encode, open_corpus
+from rerail_trainer.data.feed import Feed, share_of
+from rerail_trainer.data.order import window_of
 
 SIZES = st.integers(1, 3000)
 SEEDS = st.integers(0, 2**63)

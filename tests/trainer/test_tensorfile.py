@@ -10,7 +10,7 @@ from rerail_trainer.checkpoint.load import fill_shard, read_pieces
 from rerail_trainer.checkpoint.manifest import seal, unseal
 from rerail_trainer.checkpoint.storage import PosixStorage
 from rerail_trainer.checkpoint.tensorfile import Damaged, Piece, read_index, read_piece, write_tensor_file
-from rerail_trainer.shards import Shard
+from rerail_trainer.parallel.shards import Shard
 
 VALUES = {
     "a": torch.arange(24, dtype=torch.float32).reshape(4, 6),

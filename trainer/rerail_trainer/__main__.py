@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from rerail_api.contract import Env, ExitCode, ProgressPhase
 
+from . import commands
 from .config import Config
-from .configure import read_command_line, usage
+from .configure import nearest, read_command_line, usage
 from .environment import job_identity, rank_identity
-from .failures import TrainerExit
-from .progress import ProgressLog
+from .failures import BadConfig, TrainerExit
+from .report.progress import ProgressLog
 from .stop import StopRequest
 
 if TYPE_CHECKING:
@@ -26,11 +27,18 @@ UNEXPECTED = 1
 
 
 def main(words: Sequence[str], observer: "Observer | None" = None) -> int:
-    """Runs one rank; the exit code. Failures are told as one line,
+    """Runs a command, by default one rank of a training; the exit code. Failures are told as one line,
     and a traceback where it was unexpected.
     """
     try:
-        return int(_run(words, observer))
+        name, rest = commands.split(words)
+        if name == commands.DEFAULT:
+            return int(_train(rest, observer))
+        if name not in commands.COMMANDS:
+            raise BadConfig(
+                f"unknown command {name!r}{nearest(name, [commands.DEFAULT, *commands.COMMANDS])}"
+            )
+        return commands.run(name, rest)
     except TrainerExit as refusal:
         _tell(refusal.message, int(refusal.code))
         return int(refusal.code)
@@ -41,7 +49,7 @@ def main(words: Sequence[str], observer: "Observer | None" = None) -> int:
         return UNEXPECTED
 
 
-def _run(words: Sequence[str], observer: "Observer | None") -> ExitCode:
+def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
     line = read_command_line(words)
     config = _with_environment(line.config)
     if line.show_usage or line.show_config:

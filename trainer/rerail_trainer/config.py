@@ -18,11 +18,17 @@ ORDER_VERSION = 1
 class RunConfig:
     seed: int = 1
     """Decides initial weights and data order."""
+    init_from: str = ""
+    """Folder of open weights (Hugging Face layout) or a checkpoint folder that gives the first weights;
+    looked at only where there is no step to resume from.
+    """
+    cache_dir: str = ""
+    """Where compiled kernels are kept between starts; empty: inside checkpoint.dir."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A dense decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+    """A decoder: RMSNorm, RoPE, grouped-query attention; dense, or a mixture of experts where experts > 0."""
 
     layers: int = 12
     dim: int = 768
@@ -34,10 +40,37 @@ class ModelConfig:
     """At least the tokenizer's vocabulary; rounded up by hand where the hardware likes it."""
     seq_len: int = 1024
     rope_theta: float = 10_000.0
-    qk_norm: bool = False
+    rope_scaling: str = ""
+    """Empty, or llama3:FACTOR:LOW:HIGH:ORIGINAL (Llama 3.1's stretch of long wavelengths)."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    norm: Literal["pre", "post"] = "pre"
+    """post: each sub-layer's output is normalised before it is added (OLMo 2)."""
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """head: each head's query and key (Qwen 3); full: the whole projection (OLMo 2)."""
+    dropout: float = 0.0
     tie: bool = False
     """Shares the embedding with the output head."""
     norm_eps: float = 1e-5
+    experts: int = 0
+    """Feed-forward experts per block; 0 is a dense model."""
+    experts_per_token: int = 2
+    expert_ffn: int = 0
+    """Width of one expert; 0 means ffn."""
+    shared_ffn: int = 0
+    """Width of a feed-forward that every token passes besides its experts; 0 is none."""
+    dense_layers: int = 0
+    """So many first blocks have an ordinary feed-forward of width ffn."""
+    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_norm: bool = True
+    """Makes the weights of a token's chosen experts sum to one."""
+    router_scale: float = 1.0
+    """Factor on those weights."""
+    balance_loss: float = 0.0
+    """Coefficient of the load-balancing loss, taken per sequence so that it is the same in every layout."""
+    balance_bias: float = 0.0
+    """Step of the bias that evens out the experts' load without a loss; 0 is off."""
+    z_loss: float = 0.0
+    """Coefficient of the squared log-sum-exp of the router's logits."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +80,8 @@ class DataConfig:
     path: str = ""
     """A file, a folder or a glob pattern, for text and shards."""
     shuffle: bool = True
+    document_mask: bool = False
+    """Keeps attention inside documents."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +94,12 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the blocks, AdamW for all else."""
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How AdamW's moments are kept."""
     lr: float = 6e-4
     beta1: float = 0.9
     beta2: float = 0.95
@@ -76,6 +117,19 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ParallelConfig:
     mode: Literal["ddp", "fsdp"] = "ddp"
+    shard: int = 1
+    """Ranks over which parameters, gradients and optimizer state are cut; 0 means all that are left.
+
+    world size = replicas x shard x tensor; the number of replicas follows.
+    """
+    tensor: int = 1
+    """Ranks that share every matrix product, with the sequence cut between products."""
+    expert: int = 1
+    """Data ranks over which the experts of a block are spread; divides replicas x shard."""
+    recompute: Literal["none", "selective", "block"] = "none"
+    """What the backward pass computes again to save memory."""
+    compile: bool = False
+    """Compiles each block."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     init_seconds: int = 300
@@ -91,6 +145,10 @@ class CheckpointConfig:
     every_steps: int = 1000
     every_seconds: int = 0
     """Also save when so many seconds have passed by rank 0's clock; 0 is never."""
+    mode: Literal["process", "sync"] = "process"
+    """process: a process beside each rank writes while training goes on; sync: training waits."""
+    verify: Literal["touched", "all", "size"] = "touched"
+    """Whose digests a load checks: of the bytes it reads, of all files, or only sizes."""
     keep: int = 2
     keep_every: int = 0
     """Besides, keep every step that this divides; 0 keeps none."""
@@ -113,11 +171,35 @@ class MetricsConfig:
     """Port of /metrics on rank 0; 0 is off."""
     jsonl: str = ""
     """File of rank 0 to which one JSON object per step is appended."""
+    tensorboard: str = ""
+    """Folder for TensorBoard event files."""
+    wandb: str = ""
+    """Project of Weights & Biases."""
+    peak_tflops: float = 0.0
+    """Dense bf16 peak of one device, for MFU; 0 means by the device's name."""
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """When a rank counts as hung: it then writes all stacks and ends with exit code 84. 0 turns one off."""
+
+    init_seconds: int = 1800
+    """From the process start to the first step."""
+    step_seconds: int = 600
+    """Between two finished steps."""
+    save_seconds: int = 1800
+    eval_seconds: int = 1800
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     steps: int = 1000
+    stage: Literal["pretrain", "sft"] = "pretrain"
+    """sft: supervised fine-tuning on conversations; the loss counts answers only."""
+    eval_every: int = 0
+    """Held-out loss after every so many steps; 0 is never."""
+    eval_sequences: int = 64
+    """Held-out sequences per evaluation."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +212,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
@@ -139,20 +222,6 @@ class Config:
     @property
     def horizon_steps(self) -> int:
         return self.optim.horizon_steps or self.train.steps
-
-
-PRESETS: dict[str, Config] = {
-    "default": Config(),
-    # 2 x 2 ranks on two cores must do several steps a second: small tensors, few layers, short windows.
-    "tiny": Config(
-        model=ModelConfig(layers=2, dim=64, heads=4, kv_heads=2, head_dim=16, ffn=192, seq_len=64),
-        batch=BatchConfig(tokens_per_step=4096, micro_batch=16),
-        optim=OptimConfig(lr=1e-2, warmup_steps=10),
-        checkpoint=CheckpointConfig(every_steps=10, keep=3),
-        metrics=MetricsConfig(every=10),
-        train=TrainConfig(steps=120),
-    ),
-}
 
 
 def canonical_json(value: Any) -> str:
@@ -172,6 +241,10 @@ def identity_of(config: Config) -> dict[str, Any]:
         for section in ("run", "model", "optim")
         for name in tree[section]
     }
+    for free in ("run.init_from", "run.cache_dir", "optim.moment_dtype"):
+        del flat[free]
+    flat["train.stage"] = config.train.stage
+    flat["data.document_mask"] = config.data.document_mask
     flat["batch.tokens_per_step"] = config.batch.tokens_per_step
     flat["data.shuffle"] = config.data.shuffle
     flat["data.order"] = ORDER_VERSION

@@ -7,11 +7,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .config import PRESETS, Config, check
+from .commands import overview
+from .config import Config, check
 from .failures import BadConfig
+from .presets import PRESETS
 
-USAGE = """usage: python -m rerail_trainer [--preset NAME] [--config FILE.toml] [--section.key=value ...]
+USAGE = """usage: python -m rerail_trainer [COMMAND] [--preset NAME] [--config FILE.toml] [--section.key=value ...]
 
+commands; each tells more with --help:
+{commands}
+
+train:
   --preset NAME            start from one of: {presets}
   --config FILE.toml       then read this file: one table per section
   --section.key=value      then set single keys
@@ -66,12 +72,12 @@ def usage() -> str:
         for section in fields(Config)
         for key in fields(getattr(Config(), section.name))
     ]
-    return USAGE.format(presets=", ".join(PRESETS), settings="\n".join(lines))
+    return USAGE.format(commands=overview(), presets=", ".join(PRESETS), settings="\n".join(lines))
 
 
 def _preset(name: str) -> Config:
     if name not in PRESETS:
-        raise BadConfig(f"unknown preset {name!r}{_nearest(name, list(PRESETS))}")
+        raise BadConfig(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
     return PRESETS[name]
 
 
@@ -102,7 +108,7 @@ def _with_value(config: Config, name: str, value: object) -> Config:
     section, _, key = name.partition(".")
     known = [f"{s.name}.{k.name}" for s in fields(Config) for k in fields(getattr(config, s.name))]
     if name not in known:
-        raise BadConfig(f"unknown setting {name!r}{_nearest(name, known)}")
+        raise BadConfig(f"unknown setting {name!r}{nearest(name, known)}")
     group = getattr(config, section)
     parsed = _parsed(name, get_type_hints(type(group))[key], value)
     return replace(config, **{section: replace(group, **{key: parsed})})
@@ -134,7 +140,8 @@ def _spoken(kind: type) -> str:
     return {int: "a whole number", float: "a number", str: "text"}[kind]
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """The end of a complaint about an unknown name: the nearest known one, or all of them."""
     # The right key in the wrong section is the commonest slip.
     match = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
     match = match or difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -15,12 +15,12 @@ from .checkpoint.series import Series
 from .checkpoint.state import TrainingState
 from .config import Config
 from .control import Agreement, Wishes
+from .data.feed import Feed
 from .failures import TrainerExit
-from .feed import Feed
 from .meeting import Meeting
 from .optim import AdamW, learning_rate
-from .parallel import Layout
-from .reports import Reports, StepReport
+from .parallel.layouts import Layout
+from .report.reports import Reports, StepReport
 from .stop import StopRequest
 from .timer import SaveTimer
 

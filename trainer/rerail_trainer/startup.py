@@ -13,18 +13,18 @@ from .checkpoint.save import Observer, Training
 from .checkpoint.series import Series, Start, open_series
 from .checkpoint.state import TrainingState, seed_random_state
 from .config import Config, config_hash, identity_of
-from .corpus import open_corpus
+from .data.corpus import open_corpus
+from .data.feed import Feed, share_of
 from .environment import JobIdentity, RankIdentity
 from .failures import BadConfig
-from .feed import Feed, share_of
 from .loop import Run, rehearse, train
 from .meeting import Meeting, meet, part
-from .metrics import serve
 from .model import fill, param_counts
 from .optim import AdamW
-from .parallel import lay_out
-from .progress import ProgressLog
-from .reports import Reports
+from .parallel.layouts import lay_out
+from .report.metrics import serve
+from .report.progress import ProgressLog
+from .report.reports import Reports
 from .stop import StopRequest
 
 

@@ -16,7 +16,7 @@ import torch
 from rerail_api.contract import ExitCode
 from rerail_trainer.control import Control
 from rerail_trainer.failures import TrainerExit
-from rerail_trainer.shards import Shard, local_shard
+from rerail_trainer.parallel.shards import Shard, local_shard
 
 from . import layout
 from .committed import list_steps, set_aside

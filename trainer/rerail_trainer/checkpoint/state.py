@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rerail_trainer.optim import AdamW
-from rerail_trainer.shards import Shard, local_shard
+from rerail_trainer.parallel.shards import Shard, local_shard
 
 from .tensorfile import Piece
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import OptimConfig
-from .shards import local_shard
+from rerail_trainer.config import OptimConfig
+from rerail_trainer.parallel.shards import local_shard
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

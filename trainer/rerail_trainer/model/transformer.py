@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .shards import local_shard
+from rerail_trainer.config import ModelConfig
+from rerail_trainer.parallel.shards import local_shard
 
 
 class Matrix(nn.Linear):
@@ -41,9 +41,11 @@ class Attention(nn.Module):
         self.value = Matrix(config.dim, config.kv_heads * config.head_dim)
         self.out = Matrix(config.heads * config.head_dim, config.dim)
         self.query_norm = (
-            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm != "none" else nn.Identity()
         )
-        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = (
+            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm != "none" else nn.Identity()
+        )
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """x: [batch, time, dim] -> the same shape."""
@@ -164,7 +166,7 @@ def param_counts(config: ModelConfig) -> dict[str, int]:
     attention = config.dim * config.head_dim * 2 * (config.heads + config.kv_heads)
     feed_forward = 3 * config.dim * config.ffn
     norms = (2 * config.layers + 1) * config.dim + (
-        2 * config.head_dim * config.layers if config.qk_norm else 0
+        2 * config.head_dim * config.layers if config.qk_norm != "none" else 0
     )
     matmul = config.layers * (attention + feed_forward) + config.vocab * config.dim
     embedding = 0 if config.tie else config.vocab * config.dim

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Config
-from .corpus import Corpus
-from .failures import BadConfig
-from .order import window_of
+from rerail_trainer.config import Config
+from rerail_trainer.data.corpus import Corpus
+from rerail_trainer.data.order import window_of
+from rerail_trainer.failures import BadConfig
 
 
 @dataclass(frozen=True)

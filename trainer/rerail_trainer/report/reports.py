@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from rerail_api.contract import ProgressPhase
-
-from .config import Config
-from .failures import BadConfig
-from .metrics import Metrics
-from .progress import ProgressLog
+from rerail_trainer.config import Config
+from rerail_trainer.failures import BadConfig
+from rerail_trainer.report.metrics import Metrics
+from rerail_trainer.report.progress import ProgressLog
 
 _RATE_STEPS = 20
 """Tokens per second are taken over so many steps."""

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerail_api.contract import ExitCode
-
-from .config import DataConfig
-from .failures import BadConfig, TrainerExit
+from rerail_trainer.config import DataConfig
+from rerail_trainer.failures import BadConfig, TrainerExit
 
 BYTE_VOCAB = 257
 END_OF_DOCUMENT = 256

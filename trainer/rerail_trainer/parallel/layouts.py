@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig, ParallelConfig
-from .meeting import Meeting
-from .model import Transformer
-from .replicate import ReplicatedGradients
+from rerail_trainer.config import ModelConfig, ParallelConfig
+from rerail_trainer.meeting import Meeting
+from rerail_trainer.model import Transformer
+from rerail_trainer.parallel.replicate import ReplicatedGradients
 
 
 class Layout:

@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from .failures import BadConfig
+from rerail_trainer.failures import BadConfig
 
 PREFIX = "rerail_trainer_"
 

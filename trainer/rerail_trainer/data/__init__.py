@@ -1,0 +1,1 @@
+"""Tokens: from text to shards on disk, from shards to the micro-batches of any step."""

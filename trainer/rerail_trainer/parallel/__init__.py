@@ -1,0 +1,1 @@
+"""How one model lies over many ranks."""
