@@ -1,4 +1,4 @@
-"""The subcommands of the one program: what each is called, what it does, and where its code lies. Torch-free."""
+"""The subcommands of the one program: their names, what they do, where their code lies. Torch-free."""
 
 import importlib
 from collections.abc import Sequence

@@ -12,12 +12,12 @@ from .config import Config, check
 from .failures import BadConfig
 from .presets import PRESETS
 
-USAGE = """usage: python -m rerail_trainer [COMMAND] [--preset NAME] [--config FILE.toml] [--section.key=value ...]
+USAGE = """usage: python -m rerail_trainer [COMMAND] [WORD ...]
 
 commands; each tells more with --help:
 {commands}
 
-train:
+train [--preset NAME] [--config FILE.toml] [--section.key=value ...]:
   --preset NAME            start from one of: {presets}
   --config FILE.toml       then read this file: one table per section
   --section.key=value      then set single keys

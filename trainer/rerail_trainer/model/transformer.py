@@ -40,11 +40,9 @@ class Attention(nn.Module):
         self.key = Matrix(config.dim, config.kv_heads * config.head_dim)
         self.value = Matrix(config.dim, config.kv_heads * config.head_dim)
         self.out = Matrix(config.heads * config.head_dim, config.dim)
-        self.query_norm = (
-            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm != "none" else nn.Identity()
-        )
-        self.key_norm = (
-            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm != "none" else nn.Identity()
+        normed = config.qk_norm != "none"
+        self.query_norm, self.key_norm = (
+            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if normed else nn.Identity() for _ in range(2)
         )
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
