@@ -44,6 +44,9 @@ RUN if [ -z "$TORCH_INDEX" ]; then \
       && pip install --index-url "$TORCH_INDEX" "$torch" \
       && pip install "numpy>=1.26" "pydantic>=2.11,<3" "pyyaml>=6"; \
     fi
+# What prepare, plot and object storage need: a small layer of its own above torch.
+COPY requirements/extras.txt /opt/rerail/extras.txt
+RUN pip install --require-hashes --no-deps -r /opt/rerail/extras.txt
 # PyTorch asks for a user name and a home of its own.
 RUN echo 'rerail:x:1000:1000:rerail:/home/rerail:/bin/sh' >> /etc/passwd \
  && echo 'rerail:x:1000:' >> /etc/group \

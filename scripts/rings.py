@@ -110,7 +110,7 @@ def main(arguments):
 
 def set_up(with_torch):
     """`.venv` as the pinned files say; a stamp makes the second time free."""
-    files = ["dev"] + (["trainer"] if with_torch else [])
+    files = ["dev-trainer" if with_torch else "dev"]
     paths = [os.path.join(ROOT, "requirements", name + ".txt") for name in ["uv", *files]]
     wanted = digest([os.path.join(ROOT, "pyproject.toml"), *paths])
     stamp = os.path.join(VENV, "rerail-rings.stamp")
