@@ -1,8 +1,12 @@
 """The subcommands of the one program: their names, what they do, where their code lies. Torch-free."""
 
+import argparse
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
+
+from .failures import BadConfig
 
 DEFAULT = "train"
 
@@ -13,6 +17,21 @@ class Command:
 
     summary: str
     module: str
+
+
+class Words(argparse.ArgumentParser):
+    """The words of one subcommand; a wrong one is one line and exit code 64, like a wrong setting."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"python -m rerail_trainer {command}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise BadConfig(f"{self.prog.rsplit(' ', 1)[-1]}: {message}; --help tells more")
 
 
 COMMANDS: dict[str, Command] = {}
