@@ -1,0 +1,124 @@
+"""A committed step as a source of weights: read only, nothing in the folder is touched or renamed."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rerail_api.contract import ExitCode
+from rerail_trainer.checkpoint import layout
+from rerail_trainer.checkpoint.committed import list_steps
+from rerail_trainer.checkpoint.load import read_pieces
+from rerail_trainer.checkpoint.manifest import Manifest, decode
+from rerail_trainer.checkpoint.state import MODEL
+from rerail_trainer.checkpoint.storage import PosixStorage, Storage
+from rerail_trainer.checkpoint.tensorfile import Damaged, StoredPiece, read_piece
+from rerail_trainer.config import ModelConfig
+from rerail_trainer.failures import BadConfig, TrainerExit
+
+
+class CheckpointSource:
+    """The model's tensors in one committed step, put together from the pieces of all ranks.
+
+    Reading raises Damaged when a digest is wrong. The piece read last stays in memory.
+    """
+
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+        folder = layout.step_folder(manifest.step)
+        self.origin = f"{storage.root}/{folder}"
+        self.step = manifest.step
+        self.config = model_of(manifest.identity, self.origin)
+        self._storage = storage
+        self._pieces = {
+            name.removeprefix(MODEL): pieces
+            for name, pieces in read_pieces(storage, folder, manifest.files).items()
+            if name.startswith(MODEL)
+        }
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: pieces[0].shape for name, pieces in self._pieces.items()
+        }
+        self.dtype = self._pieces["norm.weight"][0].dtype if "norm.weight" in self._pieces else torch.float32
+        self._last: tuple[StoredPiece, Tensor] | None = None
+
+    def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
+        pieces = self._pieces[name]
+        whole = torch.empty([part.stop - part.start for part in region], dtype=pieces[0].dtype)
+        filled = 0
+        for piece in pieces:
+            inner, outer = [], []
+            for want, at, length in zip(region, piece.offset, piece.sizes, strict=True):
+                low, high = max(want.start, at), min(want.stop, at + length)
+                inner.append(slice(low - at, high - at))
+                outer.append(slice(low - want.start, high - want.start))
+            if all(part.stop > part.start for part in inner):
+                values = self._read(piece)[tuple(inner)]
+                whole[tuple(outer)] = values
+                filled += values.numel()
+        if filled != whole.numel():
+            raise Damaged(pieces[0].path, f"{name} is not complete")
+        return whole
+
+    def _read(self, piece: StoredPiece) -> Tensor:
+        if self._last is None or self._last[0] is not piece:
+            # Let go of the former piece first: two may be more than fits.
+            self._last = None
+            try:
+                self._last = (piece, read_piece(self._storage, piece))
+            except FileNotFoundError as error:
+                raise Damaged(piece.path, "it has gone") from error
+        return self._last[1]
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether `path` looks like a checkpoint folder or one of its steps, and not like a model directory."""
+    names = PosixStorage(path).names("")
+    return layout.MANIFEST in names or any(layout.step_of(name) is not None for name in names)
+
+
+def committed_steps(path: str, step: int | None = None) -> tuple[Storage, tuple[Manifest, ...]]:
+    """The steps that `path` offers, newest first: a whole checkpoint folder, or one step folder of it.
+
+    step: only this one. BadConfig when there is none.
+    """
+    root, name = os.path.split(os.path.abspath(path))
+    if layout.MANIFEST in PosixStorage(path).names(""):
+        storage = PosixStorage(root)
+        where = f"{name}/{layout.MANIFEST}"
+        manifest = sound(partial(decode, where, storage.read(where)), path)
+        if layout.step_folder(manifest.step) != name:
+            raise BadConfig(f"{path} speaks of step {manifest.step}: give its folder back its name")
+        steps: tuple[Manifest, ...] = (manifest,)
+    else:
+        storage = PosixStorage(path)
+        steps = list_steps(storage).steps
+    chosen = tuple(manifest for manifest in steps if step is None or manifest.step == step)
+    if not chosen:
+        there = ", ".join(str(manifest.step) for manifest in steps) or "none"
+        wanted = "a committed step" if step is None else f"step {step}"
+        raise BadConfig(f"{path} has not {wanted}; committed steps are: {there}")
+    return storage, chosen
+
+
+def sound(read: Any, origin: str) -> Any:
+    """What `read` gives; damage ends the program, as there is nothing else to turn to."""
+    try:
+        return read()
+    except Damaged as error:
+        raise TrainerExit(ExitCode.NO_CHECKPOINT, f"{origin} is damaged: {error}") from error
+
+
+def model_of(identity: Mapping[str, Any], origin: str) -> ModelConfig:
+    """The model's settings as the manifest has them; those that it does not know have their defaults.
+
+    BadConfig for a setting that this program does not know: it could mean another computation.
+    """
+    stored = {name[6:]: value for name, value in identity.items() if name.startswith("model.")}
+    known = {entry.name for entry in fields(ModelConfig)}
+    foreign = sorted(set(stored) - known)
+    if foreign:
+        raise BadConfig(f"{origin} was written by another version: model.{foreign[0]} is not known here")
+    return ModelConfig(**stored)

@@ -1,0 +1,72 @@
+"""A model ready to be asked: from a checkpoint folder, a step folder or a Hugging Face directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rerail_trainer.checkpoint.tensorfile import Damaged
+from rerail_trainer.config import ModelConfig
+from rerail_trainer.data.tokenizer import Tokenizer
+from rerail_trainer.failures import BadConfig
+from rerail_trainer.model import Transformer
+from rerail_trainer.model.transformer import rope_table
+
+from .checkpoints import CheckpointSource, committed_steps, is_checkpoint, sound
+from .source import Source, take_weights
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model in evaluation mode on one device, with the tokenizer that belongs to it where one is known."""
+
+    config: ModelConfig
+    model: Transformer
+    tokenizer: Tokenizer | None
+    origin: str
+    """Where it came from, for people."""
+
+
+def open_model(
+    path: str, device: torch.device, dtype: torch.dtype | None = None, step: int | None = None
+) -> OpenModel:
+    """Opens the model at `path`; of a checkpoint folder the newest step whose bytes are sound, or `step`.
+
+    dtype: of parameters; None means as stored. Nothing at `path` is changed. BadConfig says what is wrong.
+    """
+    if not Path(path).is_dir():
+        raise BadConfig(f"{path} is no folder: name a checkpoint folder or a model directory")
+    if not is_checkpoint(path):
+        raise BadConfig(f"{path} holds neither a committed checkpoint nor config.json")
+    return _from_checkpoint(path, device, dtype, step)
+
+
+def _from_checkpoint(
+    path: str, device: torch.device, dtype: torch.dtype | None, step: int | None
+) -> OpenModel:
+    storage, steps = committed_steps(path, step)
+    for manifest in steps[:-1]:
+        try:
+            return _built(CheckpointSource(storage, manifest), device, dtype)
+        except Damaged:
+            continue  # the step before it may be sound
+    oldest = steps[-1]
+    return sound(  # type: ignore[no-any-return]
+        lambda: _built(CheckpointSource(storage, oldest), device, dtype), path
+    )
+
+
+def _built(source: Source, device: torch.device, dtype: torch.dtype | None) -> OpenModel:
+    with torch.device("meta"):
+        model = Transformer(source.config)
+    for parameter in model.parameters():
+        # Buffers keep their dtype: they count, or belong to decisions taken in float32.
+        parameter.data = parameter.data.to(dtype or source.dtype)
+    model.to_empty(device=device)
+    if source.config.tie:
+        # to_empty gives each of the two names a tensor of its own
+        model.head.weight = model.embedding.weight
+    take_weights(model, source)
+    model.rope = rope_table(source.config).to(device)
+    model.requires_grad_(False)
+    return OpenModel(source.config, model.eval(), None, source.origin)
