@@ -54,7 +54,7 @@ def rows(step: int, world_size: int) -> torch.Tensor:
         Feed(CONFIG, corpus, share_of(CONFIG, rank, world_size), torch.device("cpu"))
         for rank in range(world_size)
     ]
-    return torch.cat([feed.rows(step) for feed in feeds])
+    return torch.cat([feed.batch(step).tokens for feed in feeds])
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8, 16])
@@ -68,7 +68,7 @@ def test_taking_steps_in_any_order_gives_the_same_micro_batches() -> None:
     straight = [feed.take(step) for step in range(4)]
     again = [feed.take(step) for step in (3, 1, 0, 2)]
     for step, got in zip((3, 1, 0, 2), again, strict=True):
-        for (inputs, targets), (wanted_inputs, wanted_targets) in zip(got, straight[step], strict=True):
+        for (inputs, targets, _), (wanted_inputs, wanted_targets, _) in zip(got, straight[step], strict=True):
             assert inputs.shape == (4, 16)
             assert torch.equal(inputs, wanted_inputs)
             assert torch.equal(targets, wanted_targets)
@@ -76,7 +76,7 @@ def test_taking_steps_in_any_order_gives_the_same_micro_batches() -> None:
 
 def test_targets_are_the_inputs_one_token_on() -> None:
     feed = Feed(CONFIG, open_corpus(DataConfig()), share_of(CONFIG, 0, 1), torch.device("cpu"))
-    inputs, targets = feed.take(0)[0]
+    inputs, targets, _ = feed.take(0)[0]
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
 

@@ -75,10 +75,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: Literal["pydoc", "text", "shards"] = "pydoc"
-    """pydoc: the language reference that Python holds; text: UTF-8 files; shards: token files."""
+    source: Literal["pydoc", "text", "shards", "chat"] = "pydoc"
+    """pydoc: the language reference that Python holds; text: UTF-8 files; shards: a folder that `prepare`
+    made, or token files; chat: conversations as JSON lines, for train.stage=sft.
+    """
     path: str = ""
-    """A file, a folder or a glob pattern, for text and shards."""
+    """A file, a folder or a glob pattern; several with weights as PATH=WEIGHT,PATH=WEIGHT."""
+    held_out: str = ""
+    """A prepared folder to evaluate on; empty: the held-out part of data.path."""
+    tokenizer: str = "bytes"
+    """bytes, or a tokenizer.json or its folder, for text and chat; a prepared folder brings its own."""
+    verify: Literal["sizes", "digests"] = "sizes"
+    """digests: reads every prepared shard through at the start, against corpus.json."""
     shuffle: bool = True
     document_mask: bool = False
     """Keeps attention inside documents."""
@@ -280,6 +288,10 @@ def check(config: Config) -> None:
         (
             config.data.source == "pydoc" or bool(config.data.path),
             f"data.source={config.data.source} needs data.path",
+        ),
+        (
+            (config.data.source == "chat") == (config.train.stage == "sft"),
+            "train.stage=sft and data.source=chat belong together: set both or neither",
         ),
         (config.optim.warmup_steps >= 0, "optim.warmup_steps must not be negative"),
     ]

@@ -15,7 +15,7 @@ from .checkpoint.series import Series
 from .checkpoint.state import TrainingState
 from .config import Config
 from .control import Agreement, Wishes
-from .data.feed import Feed
+from .data.feed import Feed, MicroBatch
 from .failures import TrainerExit
 from .meeting import Meeting
 from .optim import AdamW, learning_rate
@@ -84,14 +84,14 @@ def update(run: Run, step: int) -> Tensor:
     return torch.stack((loss.double(), norm.double(), finite.double()))
 
 
-def backward(run: Run, micro_batches: list[tuple[Tensor, Tensor]], tokens: int) -> Tensor:
+def backward(run: Run, micro_batches: list[MicroBatch], tokens: int) -> Tensor:
     """Gradients of the mean loss over all `tokens` of all ranks; gives this rank's summed loss,
     float32 scalar.
     """
     losses = torch.zeros((), device=run.meeting.device)
-    for index, (inputs, targets) in enumerate(micro_batches):
+    for index, micro_batch in enumerate(micro_batches):
         with run.layout.backward(last=index == len(micro_batches) - 1):
-            loss = run.layout.loss(inputs, targets)
+            loss = run.layout.loss(*micro_batch)
             (loss * (run.layout.gradient_factor / tokens)).backward()  # type: ignore[no-untyped-call]
         losses += loss.detach()
     return losses
@@ -101,9 +101,9 @@ def rehearse(run: Run) -> None:
     """A forward and backward pass that changes nothing: compiles, opens connections,
     finds out-of-memory early.
     """
-    inputs, targets = run.feed.take(0)[0]
+    micro_batch = run.feed.take(0)[0]
     with run.layout.backward(last=True):
-        (run.layout.loss(inputs, targets) * 0.0).backward()  # type: ignore[no-untyped-call]
+        (run.layout.loss(*micro_batch) * 0.0).backward()  # type: ignore[no-untyped-call]
     run.layout.zero_gradients()
 
 

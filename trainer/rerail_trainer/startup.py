@@ -46,7 +46,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
     if config.metrics.port and circumstances.rank.rank == 0:
         serve(reports.metrics, config.metrics.port)
     corpus = open_corpus(config.data)
-    if config.model.vocab < corpus.vocab and config.data.source != "shards":
+    if config.model.vocab < corpus.vocab:
         raise BadConfig(
             f"model.vocab={config.model.vocab} is too small for the tokenizer's {corpus.vocab} tokens"
         )

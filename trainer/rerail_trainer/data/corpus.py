@@ -2,28 +2,24 @@
 
 import glob
 import hashlib
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from rerail_api.contract import ExitCode
 from rerail_trainer.config import DataConfig
 from rerail_trainer.failures import BadConfig, TrainerExit
 
-BYTE_VOCAB = 257
-END_OF_DOCUMENT = 256
-"""Token after each document; the 256 before it are the bytes."""
+from .manifest import MANIFEST_NAME, Split, open_manifest, verify
+from .shards import Tokens, map_shard
+from .tokenizer import BYTE_VOCAB, BYTES, END_OF_DOCUMENT, open_tokenizer
+from .windows import Arrangement, CorpusWindows
 
-SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
-WIDE_SHARD_MAGIC = 20240521
-"""Shards whose tokens are uint32, for vocabularies beyond 65,536."""
-SAMPLED_BYTES = 65_536
-
-Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+SAMPLED_TOKENS = 65_536
 
 
 @dataclass(frozen=True)
@@ -32,38 +28,96 @@ class Corpus:
 
     parts: tuple[Tokens, ...]
     vocab: int
+    """Tokens lie below it; 0 where nobody says, as for shards without a manifest."""
     digest: str
-    starts: tuple[int, ...] = field(init=False)
+    names: tuple[str, ...] = ()
+    """The file of each part, where there is one."""
+    tokenizer: str = ""
+    """`bytes`, the path of the tokenizer.json, or empty where nobody says."""
+    end: int = -1
+    """Token after each document, or -1."""
+    starts: NDArray[np.int64] = field(init=False)
     tokens: int = field(init=False)
+    dtype: np.dtype[Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        starts, total = [], 0
-        for part in self.parts:
-            starts.append(total)
-            total += len(part)
-        object.__setattr__(self, "starts", tuple(starts))
-        object.__setattr__(self, "tokens", total)
+        ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+        object.__setattr__(self, "starts", np.concatenate(([0], ends[:-1])).astype(np.int64))
+        object.__setattr__(self, "tokens", int(ends[-1]) if len(ends) else 0)
+        object.__setattr__(self, "dtype", np.result_type(*(part.dtype for part in self.parts)))
 
     def slice(self, begin: int, length: int) -> NDArray[np.int64]:
         """`length` tokens from `begin` on, across part borders; int64 [length]."""
-        row = np.empty(length, dtype=np.int64)
-        index, filled = bisect_right(self.starts, begin) - 1, 0
-        while filled < length:
-            at = begin + filled - self.starts[index]
-            piece = self.parts[index][at : at + length - filled]
+        row: NDArray[np.int64] = self.gather(np.array([begin]), length)[0].astype(np.int64)
+        return row
+
+    def gather(self, begins: NDArray[np.int64], length: int) -> Tokens:
+        """Rows of `length` tokens from each of `begins` on, across part borders; [rows, length]."""
+        rows = np.empty((len(begins), length), dtype=self.dtype)
+        owners = self.part_of(begins)
+        for index in np.unique(owners):
+            part, chosen = self.parts[index], np.flatnonzero(owners == index)
+            at = begins[chosen] - self.starts[index]
+            inside = at + length <= len(part)
+            if inside.any():
+                rows[chosen[inside]] = sliding_window_view(part, length)[at[inside]]
+            for row in chosen[~inside]:
+                self._copy_across(rows[row], int(begins[row]), int(index))
+        return rows
+
+    def part_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The part that holds each place of the long row."""
+        return np.searchsorted(self.starts, places, side="right") - 1
+
+    def windows(self, arrangement: Arrangement) -> CorpusWindows:
+        """The training windows; BadConfig when not even one fits."""
+        return CorpusWindows(self, arrangement)
+
+    def _copy_across(self, row: Tokens, begin: int, index: int) -> None:
+        filled = 0
+        while filled < len(row):
+            at = begin + filled - int(self.starts[index])
+            piece = self.parts[index][at : at + len(row) - filled]
             row[filled : filled + len(piece)] = piece
             filled += len(piece)
             index += 1
-        return row
 
 
-def open_corpus(config: DataConfig) -> Corpus:
-    """Reads or maps the corpus that `config` names; the same bytes give the same digest on every rank."""
+def open_corpus(config: DataConfig, path: str = "") -> Corpus:
+    """Reads or maps the corpus that `config` names (or one at `path`); the same bytes give the same digest on
+    every rank.
+    """
+    path = path or config.path
     if config.source == "pydoc":
         return _from_documents(_language_reference())
     if config.source == "text":
-        return _from_documents([path.read_bytes() for path in _files(config.path)])
-    return _from_shards(_files(config.path))
+        return _from_text(files_of(path), config.tokenizer)
+    if Path(path).is_dir() and (Path(path) / MANIFEST_NAME).is_file():
+        if config.verify == "digests":
+            verify(Path(path))
+        return open_prepared(Path(path))
+    return _from_shards(files_of(path))
+
+
+def open_prepared(folder: Path, held_out: bool = False) -> Corpus:
+    """One split of a folder that `prepare` made; shards are held against the manifest by their sizes."""
+    manifest = open_manifest(folder)
+    split: Split = manifest.held_out if held_out else manifest.train
+    parts = []
+    for shard in split.shards:
+        part = map_shard(folder / shard.file)
+        if len(part) != shard.tokens:
+            raise TrainerExit(
+                ExitCode.BAD_DATA_SHARD,
+                f"{folder / shard.file} has {len(part)} tokens, {MANIFEST_NAME} says {shard.tokens}",
+            )
+        parts.append(part)
+    if not parts:
+        raise BadConfig(f"{folder} has no {'held-out' if held_out else 'training'} tokens")
+    names = tuple(str(folder / shard.file) for shard in split.shards)
+    kind = manifest.tokenizer
+    name = BYTES if kind.name == BYTES else str(folder / kind.name)
+    return Corpus(tuple(parts), kind.vocab, manifest.digest, names, name, kind.end)
 
 
 def encode(documents: list[bytes]) -> NDArray[np.uint16]:
@@ -71,6 +125,16 @@ def encode(documents: list[bytes]) -> NDArray[np.uint16]:
     end = np.array([END_OF_DOCUMENT], dtype=np.uint16)
     pieces = [piece for text in documents for piece in (np.frombuffer(text, np.uint8).astype(np.uint16), end)]
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
+
+
+def files_of(pattern: str) -> list[Path]:
+    """The files of a folder and below, of a glob pattern, or the one file; sorted, hidden ones left out."""
+    path = Path(pattern)
+    found = sorted(path.rglob("*")) if path.is_dir() else sorted(Path(name) for name in glob.glob(pattern))
+    files = [file for file in found if file.is_file() and not file.name.startswith(".")]
+    if not files:
+        raise BadConfig(f"data.path={pattern} holds no file")
+    return files
 
 
 def _language_reference() -> list[bytes]:
@@ -86,49 +150,37 @@ def _language_reference() -> list[bytes]:
 
 def _from_documents(documents: list[bytes]) -> Corpus:
     tokens = encode(documents)
-    return Corpus((tokens,), BYTE_VOCAB, hashlib.sha256(b"bytes/1\n" + tokens.tobytes()).hexdigest())
+    digest = hashlib.sha256(b"bytes/1\n" + tokens.tobytes()).hexdigest()
+    return Corpus((tokens,), BYTE_VOCAB, digest, tokenizer=BYTES, end=END_OF_DOCUMENT)
 
 
-def _files(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    found = sorted(path.rglob("*")) if path.is_dir() else sorted(Path(name) for name in glob.glob(pattern))
-    files = [file for file in found if file.is_file() and not file.name.startswith(".")]
-    if not files:
-        raise BadConfig(f"data.path={pattern} holds no file")
-    return files
+def _from_text(files: list[Path], tokenizer: str) -> Corpus:
+    try:
+        documents = [path.read_bytes() for path in files]
+    except OSError as error:
+        raise BadConfig(f"{error.filename} cannot be read: {error.strerror}") from error
+    if tokenizer == BYTES:
+        return _from_documents(documents)
+    coder = open_tokenizer(tokenizer)
+    end = np.array([coder.end], dtype=np.uint32)
+    try:
+        rows = coder.encode_documents([document.decode() for document in documents])
+    except UnicodeDecodeError as error:
+        raise BadConfig(f"a text file is no UTF-8 ({error.reason}): `prepare` can replace or skip") from error
+    tokens = np.concatenate([piece for row in rows for piece in (row, end)])
+    digest = hashlib.sha256(coder.digest.encode() + b"\n" + tokens.tobytes()).hexdigest()
+    return Corpus((tokens,), coder.vocab, digest, tokenizer=coder.name, end=coder.end)
 
 
 def _from_shards(files: list[Path]) -> Corpus:
     shards = [file for file in files if file.suffix == ".bin"]
     if not shards:
         raise BadConfig(f"no token shard (*.bin) among {len(files)} files in {files[0].parent}")
-    parts = tuple(_map_shard(file) for file in shards)
-    vocab = 65_536 if all(part.dtype == np.uint16 for part in parts) else 2**32
+    parts = tuple(map_shard(file) for file in shards)
     digest = hashlib.sha256()
     for file, part in zip(shards, parts, strict=True):
         digest.update(f"{file.name}\0{len(part)}\n".encode())
         # Whole shards may be terabytes: both ends and the count tell one corpus from another.
-        digest.update(part[:SAMPLED_BYTES].tobytes())
-        digest.update(part[-SAMPLED_BYTES:].tobytes())
-    return Corpus(parts, vocab, digest.hexdigest())
-
-
-def _map_shard(file: Path) -> Tokens:
-    """A shard is 256 int32 (magic, version, token count) and then the tokens."""
-    try:
-        header = np.fromfile(file, dtype="<i4", count=SHARD_HEADER_INTS)
-        dtypes: dict[int, np.dtype[Any]] = {SHARD_MAGIC: np.dtype("<u2"), WIDE_SHARD_MAGIC: np.dtype("<u4")}
-        if len(header) < SHARD_HEADER_INTS or int(header[0]) not in dtypes or int(header[1]) != SHARD_VERSION:
-            raise TrainerExit(
-                ExitCode.BAD_DATA_SHARD, f"{file} is no token shard: its header is {header[:2].tolist()}"
-            )
-        dtype, count = dtypes[int(header[0])], int(header[2])
-        owed = SHARD_HEADER_INTS * 4 + count * dtype.itemsize
-        if file.stat().st_size != owed:
-            raise TrainerExit(
-                ExitCode.BAD_DATA_SHARD, f"{file} has {file.stat().st_size} bytes, its header says {owed}"
-            )
-        tokens: Tokens = np.memmap(file, dtype=dtype, mode="r", offset=SHARD_HEADER_INTS * 4, shape=(count,))
-        return tokens
-    except OSError as error:
-        raise TrainerExit(ExitCode.BAD_DATA_SHARD, f"{file} cannot be read: {error.strerror}") from error
+        digest.update(part[:SAMPLED_TOKENS].tobytes())
+        digest.update(part[-SAMPLED_TOKENS:].tobytes())
+    return Corpus(parts, 0, digest.hexdigest(), tuple(map(str, shards)))

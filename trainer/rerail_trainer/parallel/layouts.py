@@ -22,12 +22,13 @@ class Layout:
     def __init__(self, model: Transformer, autocast: torch.dtype | None) -> None:
         self.model, self._autocast = model, autocast
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Summed loss of one micro-batch; float32 scalar."""
+        words = (tokens, targets) if documents is None else (tokens, targets, documents)
         if self._autocast is None:
-            return self.model(tokens, targets)  # type: ignore[no-any-return]
+            return self.model(*words)  # type: ignore[no-any-return]
         with torch.autocast(tokens.device.type, dtype=self._autocast):
-            return self.model(tokens, targets)  # type: ignore[no-any-return]
+            return self.model(*words)  # type: ignore[no-any-return]
 
     def backward(self, last: bool) -> AbstractContextManager[None]:
         """Around every backward pass; after the last of a step gradients are those of all ranks."""

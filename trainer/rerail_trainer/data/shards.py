@@ -1,0 +1,66 @@
+"""Token shards on disk: 256 int32 (magic, version, token count, then zeros) and the tokens, little-endian.
+
+The layout of modded-nanogpt, with a magic of its own where tokens are uint32.
+"""
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerail_api.contract import ExitCode
+from rerail_trainer.failures import TrainerExit
+
+MAGIC, VERSION, HEADER_INTS = 20240520, 1, 256
+WIDE_MAGIC = 20240521
+"""Shards whose tokens are uint32, for vocabularies beyond 65,536."""
+HEADER_BYTES = HEADER_INTS * 4
+NARROW_VOCAB = 65_536
+
+Tokens = NDArray[np.unsignedinteger[Any]]
+"""uint16 or uint32."""
+
+_TYPES: dict[int, np.dtype[Any]] = {MAGIC: np.dtype("<u2"), WIDE_MAGIC: np.dtype("<u4")}
+
+
+def token_type(vocab: int) -> np.dtype[Any]:
+    """The narrowest type that holds every token of a vocabulary."""
+    return np.dtype("<u2") if vocab <= NARROW_VOCAB else np.dtype("<u4")
+
+
+def header(tokens: int, dtype: np.dtype[Any]) -> bytes:
+    """The first HEADER_BYTES of a shard of so many tokens."""
+    if tokens >= 2**31:
+        raise ValueError(f"{tokens} tokens are more than a shard can count: at most 2^31 - 1")
+    ints = np.zeros(HEADER_INTS, dtype="<i4")
+    ints[:3] = (MAGIC if dtype.itemsize == 2 else WIDE_MAGIC, VERSION, tokens)
+    return ints.tobytes()
+
+
+def map_shard(file: Path) -> Tokens:
+    """The tokens of a shard, mapped; TrainerExit (bad data shard) where header and size do not fit."""
+    try:
+        with file.open("rb") as stream:
+            ints = np.frombuffer(stream.read(HEADER_BYTES), dtype="<i4")
+            if len(ints) < HEADER_INTS or int(ints[0]) not in _TYPES or int(ints[1]) != VERSION:
+                raise _bad(f"{file} is no token shard: its header is {ints[:2].tolist()}")
+            dtype, count = _TYPES[int(ints[0])], int(ints[2])
+            owed, size = HEADER_BYTES + count * dtype.itemsize, os.fstat(stream.fileno()).st_size
+            if size != owed:
+                raise _bad(f"{file} has {size} bytes, its header says {owed}")
+            if count == 0:
+                return np.empty(0, dtype=dtype)
+            # No numpy.memmap: every slice of one costs microseconds of Python, a plain view does not.
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapped, dtype=dtype, count=count, offset=HEADER_BYTES)
+    except ValueError as error:
+        raise _bad(f"{file} is cut off within its header") from error
+    except OSError as error:
+        raise _bad(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _bad(message: str) -> TrainerExit:
+    return TrainerExit(ExitCode.BAD_DATA_SHARD, message)
