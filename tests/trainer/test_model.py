@@ -43,7 +43,7 @@ def test_no_position_sees_a_later_one() -> None:
 
 def test_attention_depends_on_distance_and_not_on_place() -> None:
     """RoPE: the same tokens later in the window, after other tokens that nobody attends to, score the same."""
-    from rerail_trainer.model.transformer import rope_table, rotate
+    from rerail_trainer.model.rope import rope_table, rotate
 
     table = rope_table(CONFIG)
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from .architecture import check_model
 from .failures import BadConfig
 
 ORDER_VERSION = 1
@@ -269,13 +270,9 @@ def check(config: Config) -> None:
     for name, value in _counts(config).items():
         if value < 1:
             raise BadConfig(f"{name}={value} must be at least 1")
+    check_model(config.model)
     model, batch, checkpoint = config.model, config.batch, config.checkpoint
     rules = [
-        (
-            model.heads % model.kv_heads == 0,
-            f"model.kv_heads={model.kv_heads} must divide model.heads={model.heads}",
-        ),
-        (model.head_dim % 2 == 0, f"model.head_dim={model.head_dim} must be even: RoPE turns pairs"),
         (
             batch.tokens_per_step % model.seq_len == 0,
             f"batch.tokens_per_step={batch.tokens_per_step} must be a multiple of "

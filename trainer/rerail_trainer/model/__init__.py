@@ -1,5 +1,20 @@
 """The model: from a configuration to a module, its first values, and its counts."""
 
-from .transformer import Transformer, fill, flops_per_token, param_counts
+from .cache import Cache, new_cache
+from .counts import flops_per_token, param_counts
+from .initial import fill
+from .loss import IGNORED
+from .moe import balance, forget_load
+from .transformer import Transformer
 
-__all__ = ["Transformer", "fill", "flops_per_token", "param_counts"]
+__all__ = [
+    "IGNORED",
+    "Cache",
+    "Transformer",
+    "balance",
+    "fill",
+    "flops_per_token",
+    "forget_load",
+    "new_cache",
+    "param_counts",
+]

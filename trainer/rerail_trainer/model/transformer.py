@@ -1,180 +1,136 @@
-"""A dense decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU. Built on the meta device,
-filled by name.
-"""
-
-import hashlib
-import math
+"""The model: a decoder, dense or with a mixture of experts, from tokens to a loss or to logits."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rerail_trainer.config import ModelConfig
-from rerail_trainer.parallel.shards import local_shard
 
-
-class Matrix(nn.Linear):
-    """A linear map without bias, whose values `fill` gives: torch's own first values would only cost time."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Left to `fill`."""
-
-
-class Table(nn.Embedding):
-    """An embedding whose values `fill` gives."""
-
-    def reset_parameters(self) -> None:
-        """Left to `fill`."""
-
-
-class Attention(nn.Module):
-    """Causal self-attention; `kv_heads` key and value heads serve `heads` query heads."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.query = Matrix(config.dim, config.heads * config.head_dim)
-        self.key = Matrix(config.dim, config.kv_heads * config.head_dim)
-        self.value = Matrix(config.dim, config.kv_heads * config.head_dim)
-        self.out = Matrix(config.heads * config.head_dim, config.dim)
-        normed = config.qk_norm != "none"
-        self.query_norm, self.key_norm = (
-            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if normed else nn.Identity() for _ in range(2)
-        )
-
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """x: [batch, time, dim] -> the same shape."""
-        batch, length, _ = x.shape
-        query = self.query(x).view(batch, length, self.heads, self.head_dim)
-        key = self.key(x).view(batch, length, self.kv_heads, self.head_dim)
-        value = self.value(x).view(batch, length, self.kv_heads, self.head_dim)
-        query = rotate(self.query_norm(query), cosine, sine)
-        key = rotate(self.key_norm(key), cosine, sine)
-        mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))  # type: ignore[no-any-return]
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = Matrix(config.dim, config.ffn)
-        self.up = Matrix(config.dim, config.ffn)
-        self.down = Matrix(config.ffn, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+from .attention import Attention
+from .cache import Cache, CachedBlock
+from .layers import FeedForward, Matrix, Norm, Table
+from .loss import IGNORED, summed_loss
+from .moe import MixtureOfExperts, Routed
+from .recompute import Recompute, again
+from .rope import rope_table
+from .window import Window, document_window, plain_window
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream; norms before them or on their output."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        mixed = config.experts > 0 and index >= config.dense_layers
+        self.attention_norm = Norm(config.dim, config.norm_eps)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = Norm(config.dim, config.norm_eps)
+        self.feed_forward = MixtureOfExperts(config) if mixed else FeedForward(config, config.ffn)
+        self.post, self.dropout = config.norm == "post", config.dropout
+        self.recompute: Recompute = "none"
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cosine, sine)
-        return x + self.feed_forward(self.feed_forward_norm(x))  # type: ignore[no-any-return]
+    def forward(
+        self, x: Tensor, window: Window, cached: CachedBlock | None = None
+    ) -> tuple[Tensor, Routed | None]:
+        """x: [batch, time, dim] -> the same shape, and what routing left behind."""
+        # In here and not around the block, so that compiling the block compiles the recomputation too.
+        return again(self.recompute, self.dropout > 0, self._pass, x, window, cached)  # type: ignore[no-any-return]
+
+    def _pass(self, x: Tensor, window: Window, cached: CachedBlock | None) -> tuple[Tensor, Routed | None]:
+        if self.post:
+            x = x + self._drop(self.attention_norm(self.attention(x, window, cached)))
+            change, routed = self._feed(x)
+            return x + self._drop(self.feed_forward_norm(change)), routed
+        x = x + self._drop(self.attention(self.attention_norm(x), window, cached))
+        change, routed = self._feed(self.feed_forward_norm(x))
+        return x + self._drop(change), routed
+
+    def _feed(self, x: Tensor) -> tuple[Tensor, Routed | None]:
+        if isinstance(self.feed_forward, MixtureOfExperts):
+            return self.feed_forward(x)  # type: ignore[no-any-return]
+        return self.feed_forward(x), None
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Head(Matrix):
+    """Hidden states to logits; with targets, to their summed loss, and the logits never exist whole."""
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """x: [batch, time, dim]; targets: int64 [batch, time], IGNORED has no loss."""
+        return super().forward(x) if targets is None else summed_loss(x, self.weight, targets)
 
 
 class Transformer(nn.Module):
-    """Tokens in, summed cross-entropy out, so that the caller normalises over all ranks and micro-batches."""
+    """Tokens in, summed loss out, so that the caller normalises over all ranks and micro-batches."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # No buffer: it follows from the configuration, and DDP would send buffers around before every pass.
-        self.rope = torch.empty(0)
         self.embedding = Table(config.vocab, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.head = Matrix(config.dim, config.vocab)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
+        self.norm = Norm(config.dim, config.norm_eps)
+        self.head = Head(config.dim, config.vocab)
         if config.tie:
             self.head.weight = self.embedding.weight
+        # No buffer: it follows from the configuration alone.
+        self._angles: Tensor | None = None
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [batch, time] -> [batch, time, vocab] in the compute dtype."""
-        x = self.embedding(tokens)
-        cosine, sine = self.rope[0, : tokens.shape[1]], self.rope[1, : tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x, cosine, sine)
-        return self.head(self.norm(x))  # type: ignore[no-any-return]
+    def forward(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Sum of the losses at all targets that are not IGNORED; float32 scalar.
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """tokens, targets: int64 [batch, time] -> float32 scalar, the sum of the losses of all tokens."""
-        logits = self.logits(tokens).float()
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), reduction="sum")
+        tokens, targets: int64 [batch, time]. documents: int64 [batch, time], the number of each position's
+        document; attention stays inside it. In training mode the experts' balance and router losses come in,
+        each sequence's by the number of its targets.
+        """
+        hidden, routings = self._hidden(tokens, documents, None)
+        loss: Tensor = self.head(hidden, targets)
+        if routings and self.training:
+            counted = (targets != IGNORED).sum(1)
+            for routed in routings:
+                loss = loss + (routed.penalty * counted).sum()
+        return loss
 
+    def logits(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """[batch, time, vocab] in the compute dtype. tokens follow on what `cache` holds."""
+        return self.head(self._hidden(tokens, documents, cache)[0])  # type: ignore[no-any-return]
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al., 2021), halves form. x: [batch, time, heads, head_dim]."""
-    first, second = x.float().chunk(2, dim=-1)
-    cosine, sine = cosine[:, None, :], sine[:, None, :]
-    turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
-    return turned.to(x.dtype)
+    def _hidden(
+        self, tokens: Tensor, documents: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, list[Routed]]:
+        window = self._window(tokens, documents, cache)
+        x = in_compute_dtype(self.embedding(tokens))
+        x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        routings = []
+        for index, block in enumerate(self.blocks):
+            x, routed = block(x, window, cache.blocks[index] if cache else None)
+            if routed is not None:
+                routings.append(routed)
+                # Out here: what a block does may be done twice.
+                if self.training and torch.is_grad_enabled():
+                    block.feed_forward.load += routed.load  # type: ignore[union-attr]
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x), routings
 
+    def _window(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Window:
+        angles, before, time = self._rope(tokens.device), cache.length if cache else 0, tokens.shape[1]
+        if before + time > angles.shape[1]:
+            raise ValueError(f"{before + time} positions are more than model.seq_len={angles.shape[1]}")
+        if documents is None:
+            return plain_window(angles, time, before)
+        if cache is not None:
+            raise ValueError("a cache holds one document per sequence: give no documents")
+        return document_window(angles, documents)
 
-def rope_table(config: ModelConfig) -> Tensor:
-    """float32 [2, seq_len, head_dim / 2]: cosines, then sines, of position x theta^(-2i / head_dim)."""
-    index = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(torch.arange(config.seq_len, dtype=torch.float32), config.rope_theta**-index)
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-@torch.no_grad()
-def fill(model: Transformer, seed: int) -> None:
-    """Gives every parameter its first value: a function of (seed, name), so the same on any number of ranks.
-
-    Normal with deviation 1/sqrt(inputs); residual outputs divided by sqrt(2 layers) besides; norms are 1.
-    """
-    for name, parameter in model.named_parameters():
-        shard = local_shard(parameter)
-        if parameter.dim() < 2:
-            shard.tensor.fill_(1.0)
-            continue
-        deviation = 1.0 / math.sqrt(parameter.shape[-1])
-        if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
-            deviation /= math.sqrt(2 * model.config.layers)
-        generator = torch.Generator().manual_seed(_seed_of(seed, name))
-        whole = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
-        shard.tensor.copy_(whole[shard.region])
-    model.rope = rope_table(model.config).to(local_shard(model.norm.weight).tensor.device)
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
-
-
-def param_counts(config: ModelConfig) -> dict[str, int]:
-    """Parameters: total, and in matrix products per token (output head in, input embedding out)."""
-    attention = config.dim * config.head_dim * 2 * (config.heads + config.kv_heads)
-    feed_forward = 3 * config.dim * config.ffn
-    norms = (2 * config.layers + 1) * config.dim + (
-        2 * config.head_dim * config.layers if config.qk_norm != "none" else 0
-    )
-    matmul = config.layers * (attention + feed_forward) + config.vocab * config.dim
-    embedding = 0 if config.tie else config.vocab * config.dim
-    return {"total": matmul + norms + embedding, "matmul": matmul}
+    def _rope(self, device: torch.device) -> Tensor:
+        if self._angles is None or self._angles.device != device:
+            self._angles = rope_table(self.config).to(device)
+        return self._angles
 
 
-def flops_per_token(config: ModelConfig) -> int:
-    """Training FLOP per token: 6 x matmul parameters + 12 x layers x heads x head_dim x seq_len.
-
-    The attention term is not halved for the causal mask; recomputation is never counted.
-    """
-    attention = 12 * config.layers * config.heads * config.head_dim * config.seq_len
-    return 6 * param_counts(config)["matmul"] + attention
+def in_compute_dtype(x: Tensor) -> Tensor:
+    """`x` in the dtype of autocast, if it is on: else the residual stream would stay float32."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
