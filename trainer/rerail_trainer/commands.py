@@ -34,7 +34,15 @@ class Words(argparse.ArgumentParser):
         raise BadConfig(f"{self.prog.rsplit(' ', 1)[-1]}: {message}; --help tells more")
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "eval": Command(
+        "held-out loss, multiple choice, or lm-eval's tasks", "rerail_trainer.evaluate.eval_command"
+    ),
+    "sample": Command("text from a trained model", "rerail_trainer.evaluate.sample_command"),
+    "compare": Command(
+        "two models head to head, and ratings from votes", "rerail_trainer.evaluate.compare_command"
+    ),
+}
 """All but `train`, which is the entry itself."""
 
 

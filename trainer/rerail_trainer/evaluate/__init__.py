@@ -1,0 +1,1 @@
+"""What a model is worth: held-out loss, multiple choice, sampled text, and votes between two models."""

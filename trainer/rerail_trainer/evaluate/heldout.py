@@ -1,0 +1,134 @@
+"""Held-out loss: nats per token, perplexity, and bits per byte, which compares models of any tokenizer.
+
+Bits per byte = summed loss in nats / (ln 2 x bytes of UTF-8 text): Gao et al., "The Pile", 2020, section 3.1.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rerail_trainer.failures import BadConfig
+
+from .asked import Asked
+from .documents import Document
+from .scoring import Passage, log_likelihoods
+
+_BATCHES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How documents are read. stride: how far the window moves on; each token but those of the first window
+    then has seq_len - stride or more tokens of context. max_tokens: stop after so many; 0 reads all.
+    """
+
+    stride: int
+    batch_tokens: int
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """loss: nats per token; the standard errors are over documents, None for a single one."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    loss: float
+    loss_standard_error: float | None
+    perplexity: float
+    bits_per_byte: float
+    bits_per_byte_standard_error: float | None
+
+
+def measure(asked: Asked, documents: Iterable[Document], reach: Reach) -> HeldOutLoss:
+    """Every token of every document is scored once, and each document begins behind an end token (or what the
+    model wants before every text). End tokens themselves are not scored: they are no text.
+    """
+    nats: list[float] = []
+    tokens: list[int] = []
+    sizes: list[int] = []
+    for some in _portions(_within(documents, reach.max_tokens), reach.batch_tokens * _BATCHES_AT_ONCE):
+        passages, owners = [], []
+        for owner, document in enumerate(some):
+            own = list(passages_of(asked, document, reach.stride))
+            passages += own
+            owners += [owner] * len(own)
+        sums = [0.0] * len(some)
+        scores = log_likelihoods(asked.model, passages, reach.batch_tokens)
+        for owner, value in zip(owners, scores, strict=True):
+            sums[owner] -= value
+        nats += sums
+        tokens += [len(document.tokens) for document in some]
+        sizes += [document.size for document in some]
+    if not sum(tokens):
+        raise BadConfig("there is no held-out text to measure by")
+    return _summary(nats, tokens, sizes)
+
+
+def passages_of(asked: Asked, document: Document, stride: int) -> Iterator[Passage]:
+    """The windows that together score each token of `document` once, with as much context as fits."""
+    before = asked.begin or (asked.tokenizer.end,)
+    row = [*before, *document.tokens.tolist()]
+    window, scored = asked.model.config.seq_len, len(before)
+    while scored < len(row):
+        # The first window is new from end to end; each later one moves on by a stride.
+        upto = min(window + 1 if scored == len(before) else scored + stride, len(row))
+        yield Passage(row[max(0, upto - window - 1) : upto], upto - scored)
+        scored = upto
+
+
+def _within(documents: Iterable[Document], max_tokens: int) -> Iterator[Document]:
+    """Whole documents until `max_tokens` are reached; at least one."""
+    taken = 0
+    for document in documents:
+        if not len(document.tokens):
+            continue
+        yield document
+        taken += len(document.tokens)
+        if 0 < max_tokens <= taken:
+            return
+
+
+def _portions(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
+    """So many documents at a time that their tokens fill batches well and memory stays bounded."""
+    some: list[Document] = []
+    held = 0
+    for document in documents:
+        some.append(document)
+        held += len(document.tokens)
+        if held >= tokens:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
+
+
+def _summary(nats: list[float], tokens: list[int], sizes: list[int]) -> HeldOutLoss:
+    loss, loss_error = ratio(nats, tokens)
+    if not sum(sizes):
+        raise BadConfig("the held-out tokens stand for no text: is this their tokenizer?")
+    per_byte, per_byte_error = ratio(nats, sizes)
+    bits = math.log(2)
+    return HeldOutLoss(
+        documents=len(nats),
+        tokens=sum(tokens),
+        bytes=sum(sizes),
+        loss=loss,
+        loss_standard_error=loss_error,
+        perplexity=math.exp(min(loss, 700.0)),
+        bits_per_byte=per_byte / bits,
+        bits_per_byte_standard_error=None if per_byte_error is None else per_byte_error / bits,
+    )
+
+
+def ratio(values: list[float], weights: list[int]) -> tuple[float, float | None]:
+    """Sum of values over sum of weights, and its standard error for documents drawn independently: the ratio
+    estimator of Cochran, "Sampling Techniques", 3rd ed. 1977, section 2.11, for an unlimited population.
+    """
+    whole, count = sum(weights), len(values)
+    share = math.fsum(values) / whole
+    if count < 2:
+        return share, None
+    squares = math.fsum((value - share * weight) ** 2 for value, weight in zip(values, weights, strict=True))
+    return share, math.sqrt(count / (count - 1) * squares) / whole
