@@ -10,9 +10,10 @@ from rerail_trainer.config import ModelConfig
 from rerail_trainer.data.tokenizer import Tokenizer
 from rerail_trainer.failures import BadConfig
 from rerail_trainer.model import Transformer
-from rerail_trainer.model.transformer import rope_table
 
 from .checkpoints import CheckpointSource, committed_steps, is_checkpoint, sound
+from .config_json import CONFIG_FILE
+from .hugging_face import HuggingFaceSource, is_hugging_face
 from .source import Source, take_weights
 
 
@@ -36,8 +37,12 @@ def open_model(
     """
     if not Path(path).is_dir():
         raise BadConfig(f"{path} is no folder: name a checkpoint folder or a model directory")
+    if is_hugging_face(path):
+        if step is not None:
+            raise BadConfig(f"{path} is a model directory, which has no step {step}")
+        return _built(HuggingFaceSource(path), device, dtype)
     if not is_checkpoint(path):
-        raise BadConfig(f"{path} holds neither a committed checkpoint nor config.json")
+        raise BadConfig(f"{path} holds neither a committed checkpoint nor {CONFIG_FILE}")
     return _from_checkpoint(path, device, dtype, step)
 
 
@@ -67,6 +72,5 @@ def _built(source: Source, device: torch.device, dtype: torch.dtype | None) -> O
         # to_empty gives each of the two names a tensor of its own
         model.head.weight = model.embedding.weight
     take_weights(model, source)
-    model.rope = rope_table(source.config).to(device)
     model.requires_grad_(False)
     return OpenModel(source.config, model.eval(), None, source.origin)
