@@ -41,6 +41,7 @@ def test_the_table_of_versions_is_what_the_modules_pin() -> None:
         "helm": ("helm.sh/helm/v4", versions.HELM),
         "coredns": ("github.com/coredns/coredns", versions.COREDNS),
         "kind": ("sigs.k8s.io/kind", versions.KIND),
+        "versitygw": ("github.com/versity/versitygw", versions.VERSITYGW),
     }
     for module, (required, version) in pins.items():
         text = (paths.TOOLS / module / "go.mod").read_text()

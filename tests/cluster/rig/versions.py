@@ -13,6 +13,7 @@ CNI = "v1.9.1"
 HELM = "v4.3.1"
 COREDNS = "v1.15.0"
 KIND = "v0.33.0"
+VERSITYGW = "v1.8.0"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ _TOOLS = (
     Tool("pause", "pause", "v1", "."),
     Tool("probe", "probe", "v1", "."),
     Tool("kindcheck", "kind", KIND, "."),
+    # An S3 server over a folder, for the trainer's checkpoints in object storage.
+    Tool("versitygw", "versitygw", VERSITYGW, "github.com/versity/versitygw/cmd/versitygw"),
 )
 
 TOOLS: dict[str, Tool] = {tool.name: tool for tool in _TOOLS}

@@ -49,6 +49,22 @@ class Storage(Protocol):
         """When a file was touched, by the storage's own clock, in seconds."""
 
 
+def open_storage(root: str) -> Storage:
+    """A folder of this machine, or an object store where `root` is a URL such as s3://bucket/path.
+
+    Raises BadConfig for a URL without its driver.
+    """
+    if is_url(root):
+        from .objects import ObjectStorage
+
+        return ObjectStorage(root)
+    return PosixStorage(root)
+
+
+def is_url(root: str) -> bool:
+    return "://" in root
+
+
 class PosixStorage:
     """A folder of a file system with atomic rename (local disks, NFS, parallel file systems)."""
 
