@@ -29,7 +29,7 @@ REFUSED = {
         ["--train.steps=1.5"],
         "train.steps=1.5 must be a whole number",
     ),
-    "a choice that is none": (["--parallel.mode=dp"], "parallel.mode=dp must be one of ddp, fsdp"),
+    "a choice that is none": (["--model.mlp=relu"], "model.mlp=relu must be one of swiglu, gelu"),
     "neither true nor false": (["--data.shuffle=yes"], "data.shuffle=yes must be true or false"),
     "a value that is missing": (["--train.steps"], "--train.steps needs a value: --train.steps=VALUE"),
     "an unknown command": (["tran"], "unknown command 'tran'; did you mean 'train'?"),
@@ -81,9 +81,9 @@ def test_an_environment_that_contradicts_itself_is_refused(
 
 def test_preset_then_file_then_flags(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
-    file.write_text('[optim]\nlr = 1\n[train]\nsteps = 50\n[parallel]\nmode = "fsdp"\n')
+    file.write_text('[optim]\nlr = 1\n[train]\nsteps = 50\n[parallel]\nshard = 2\n')
     line = read_command_line(["--train.steps=1_000", "--config", str(file), "--preset=tiny"])
-    assert (line.config.optim.lr, line.config.train.steps, line.config.parallel.mode) == (1.0, 1000, "fsdp")
+    assert (line.config.optim.lr, line.config.train.steps, line.config.parallel.shard) == (1.0, 1000, 2)
     assert line.config.model == PRESETS["tiny"].model
 
 
@@ -122,7 +122,7 @@ def test_the_hash_follows_what_must_stay_equal_and_nothing_else() -> None:
         return config_hash(read_command_line(list(words)).config) != base
 
     assert not changed(
-        "--checkpoint.keep=5", "--batch.micro_batch=1", "--parallel.mode=fsdp", "--metrics.port=1"
+        "--checkpoint.keep=5", "--batch.micro_batch=1", "--parallel.shard=2", "--metrics.port=1"
     )
     assert not changed("--train.steps=2000", "--optim.horizon_steps=1000")
     for word in ("--train.steps=2000", "--run.seed=2", "--model.tie=true", "--batch.tokens_per_step=1024"):

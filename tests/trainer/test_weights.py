@@ -42,7 +42,7 @@ def test_a_checkpoint_folder_opens_at_its_newest_step_and_its_step_folders_at_th
 
 
 def test_of_a_folder_with_a_damaged_step_the_one_before_it_opens_and_nothing_is_renamed(yard: Yard) -> None:
-    yard.run("--train.steps=4", "--parallel.mode=fsdp", ranks=2)
+    yard.run("--train.steps=4", "--parallel.shard=0", ranks=2)
     flip_first_value(yard.checkpoints / "step-00000004" / "rank-00001.safetensors")
     before = everything_in(yard.checkpoints)
     assert open_model(str(yard.checkpoints), CPU).origin.endswith("step-00000002")

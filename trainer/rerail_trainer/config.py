@@ -125,7 +125,6 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    mode: Literal["ddp", "fsdp"] = "ddp"
     shard: int = 1
     """Ranks over which parameters, gradients and optimizer state are cut; 0 means all that are left.
 

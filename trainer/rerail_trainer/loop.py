@@ -92,7 +92,7 @@ def backward(run: Run, micro_batches: list[MicroBatch], tokens: int) -> Tensor:
     for index, micro_batch in enumerate(micro_batches):
         with run.layout.backward(last=index == len(micro_batches) - 1):
             loss = run.layout.loss(*micro_batch)
-            (loss * (run.layout.gradient_factor / tokens)).backward()  # type: ignore[no-untyped-call]
+            (loss * (1.0 / tokens)).backward()  # type: ignore[no-untyped-call]
         losses += loss.detach()
     return losses
 

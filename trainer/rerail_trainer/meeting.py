@@ -38,7 +38,7 @@ def meet(identity: RankIdentity, config: ParallelConfig) -> Meeting:
     if device.type == "cpu" and identity.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Several ranks share the cores; threads of each would only fight.
         torch.set_num_threads(1)
-    if identity.world_size == 1 and config.mode == "ddp":
+    if identity.world_size == 1:
         return Meeting(identity, device, Control(0, 1))
     if identity.master_addr in LOOPBACK_ADDRESSES:
         # Gloo looks up the host's name, which a container or laptop may not resolve; on loopback there is no

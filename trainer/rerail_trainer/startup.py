@@ -22,6 +22,7 @@ from .meeting import Meeting, meet, part
 from .model import fill, param_counts
 from .optim import AdamW
 from .parallel.layouts import lay_out
+from .parallel.mesh import mesh_of
 from .report.metrics import serve
 from .report.progress import ProgressLog
 from .report.reports import Reports
@@ -50,12 +51,13 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
         raise BadConfig(
             f"model.vocab={config.model.vocab} is too small for the tokenizer's {corpus.vocab} tokens"
         )
-    share = share_of(config, circumstances.rank.rank, circumstances.rank.world_size)
+    mesh = mesh_of(config, circumstances.rank.world_size)
+    share = share_of(config, mesh.at(circumstances.rank.rank).data, mesh.data_size)
     meeting = meet(circumstances.rank, config.parallel)
     series = _series(config, meeting, circumstances.job, reports)
     code = ExitCode.RETRY_IN_PLACE
     try:
-        layout = lay_out(config.model, config.parallel, meeting)
+        layout = lay_out(config, meeting)
         optimizer = AdamW(layout.model, config.optim)
         feed = Feed(config, corpus, share, meeting.device)
         ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop)
@@ -103,7 +105,7 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
 
 def _resume(ready: Run, data_digest: str) -> Start:
     config = ready.config
-    training = Training(identity_of(config), config_hash(config), data_digest, config.parallel.mode)
+    training = Training(identity_of(config), config_hash(config), data_digest, str(ready.layout.place.mesh))
     state = TrainingState(ready.layout.model, ready.optimizer)
     assert ready.series is not None  # noqa: S101
     return ready.series.resume(config.checkpoint, training, state, config.run.seed)
@@ -112,11 +114,12 @@ def _resume(ready: Run, data_digest: str) -> Start:
 def _introduce(ready: Run, start: Start) -> None:
     reports, meeting = ready.reports, ready.meeting
     count = param_counts(ready.config.model)["total"]
-    reports.metrics.set("build_info", 1, f'torch="{torch.__version__}",mode="{ready.config.parallel.mode}"')
+    mesh = ready.layout.place.mesh
+    reports.metrics.set("build_info", 1, f'torch="{torch.__version__}",layout="{mesh}"')
     reports.metrics.set("checkpoint_damaged_total", len(start.set_aside))
     reports.say(
         f"{count:,} parameters on {meeting.world_size} ranks "
-        f"({ready.config.parallel.mode}, {meeting.device.type}), "
+        f"({mesh}, {meeting.device.type}), "
         f"{ready.feed.windows:,} windows of {ready.config.model.seq_len} tokens, torch {torch.__version__}"
     )
     if start.loaded is None:

@@ -29,7 +29,7 @@ def fill(model: nn.Module, seed: int) -> None:
         if parameter.dim() < 2:
             shard.tensor.fill_(1.0)
             continue
-        deviation = 1.0 / math.sqrt(parameter.shape[-1])
+        deviation = 1.0 / math.sqrt(shard.shape[-1])
         if name.endswith(_RESIDUAL):
             deviation /= math.sqrt(2 * layers)  # type: ignore[operator]
         draw(shard, f"{seed}/{name}", deviation)

@@ -110,8 +110,8 @@ class MixtureOfExperts(nn.Module):
         # Narrow keys: a radix sort costs by the byte.
         order = chosen.flatten().to(torch.int16).argsort(stable=True)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        sorted_tokens = _Moved.apply(tokens, order // copies, place, copies)
-        outputs = _Moved.apply(self.dispatch(self.experts, sorted_tokens, load), place, order, 1)
+        sorted_tokens = Moved.apply(tokens, order // copies, place, copies)
+        outputs = Moved.apply(self.dispatch(self.experts, sorted_tokens, load), place, order, 1)
         weighted = outputs.view(-1, copies, tokens.shape[-1]) * weights.view(-1, copies, 1)
         mixed: Tensor = weighted.sum(1).to(tokens.dtype)
         return mixed
@@ -134,7 +134,7 @@ class MixtureOfExperts(nn.Module):
         return penalty
 
 
-class _Moved(torch.autograd.Function):
+class Moved(torch.autograd.Function):
     """Rows of `source` at `take`. Its gradient gathers too: at `back`, and sums every `copies` rows.
 
     Plain indexing scatters its gradient with atomic additions: slower, and not the same twice on a GPU.

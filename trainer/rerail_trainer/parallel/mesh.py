@@ -1,9 +1,10 @@
-"""Where each rank stands: replicas x shard x tensor, and experts spread over the data ranks. Torch-free, so that
-a plan and a check of the configuration need no start.
+"""Where each rank stands: replicas x shard x tensor, and experts spread over the data ranks. Torch-free, so
+that a plan and a check of the configuration need no start.
 
 Ranks are counted with `tensor` innermost, because tensor ranks talk most and neighbours share a machine:
-rank = (replica x shard size + shard) x tensor size + tensor. Ranks of one tensor group read the same data; all
-others read their own. Experts are dealt round over the data ranks: expert coordinate = data rank modulo degree.
+rank = (replica x shard size + shard) x tensor size + tensor. Ranks of one tensor group read the same data;
+all others read their own. Experts are dealt round over the data ranks: a rank's expert coordinate is its data
+rank modulo the expert degree.
 """
 
 from dataclasses import dataclass
@@ -92,6 +93,12 @@ class Place:
         return tuple(self._rank(first + shard) for shard in range(self.mesh.shard))
 
     @property
+    def block_ranks(self) -> Ranks:
+        """All ranks of this replica, tensor ranks with them."""
+        size = self.mesh.shard * self.mesh.tensor
+        return tuple(range(self.replica * size, (self.replica + 1) * size))
+
+    @property
     def replica_ranks(self) -> Ranks:
         """Those that hold the same shard."""
         return tuple(
@@ -150,18 +157,15 @@ def _mesh(parallel: ParallelConfig, world_size: int) -> Mesh:
     shard = parallel.shard or data
     if data % shard:
         raise BadConfig(
-            f"parallel.shard={shard} does not divide the {data} ranks that are left "
-            f"({world_size} ranks / parallel.tensor={parallel.tensor}); use one of {_divisors(data)}, or 0 for all"
+            f"parallel.shard={shard} does not divide the {data} ranks that are left ({world_size} ranks / "
+            f"parallel.tensor={parallel.tensor}); use one of {_divisors(data)}, or 0 for all"
         )
     return Mesh(data // shard, shard, parallel.tensor, parallel.expert)
 
 
 def _mesh_rules(mesh: Mesh) -> list[tuple[bool, str]]:
-    fitting = [
-        n for n in _divisors(mesh.data_size) if mesh.shard % n == 0 or (n % mesh.shard == 0 and mesh.shard > 1)
-    ]
-    if mesh.shard == 1:
-        fitting = _divisors(mesh.data_size)
+    # Experts lie inside a replica's shards, or over several whole replicas: then every group is regular.
+    fitting = [n for n in _divisors(mesh.data_size) if mesh.shard % n == 0 or n % mesh.shard == 0]
     return [
         (
             mesh.expert in fitting,
@@ -183,7 +187,8 @@ def _model_rules(mesh: Mesh, model: ModelConfig) -> list[tuple[bool, str]]:
     rules = [
         (
             size % tensor == 0,
-            f"parallel.tensor={tensor} does not divide model.{name}={size}: every tensor rank takes an equal part",
+            f"parallel.tensor={tensor} does not divide model.{name}={size}: "
+            "every tensor rank takes an equal part",
         )
         for name, size in cut.items()
     ]
@@ -191,8 +196,8 @@ def _model_rules(mesh: Mesh, model: ModelConfig) -> list[tuple[bool, str]]:
         *rules,
         (
             tensor == 1 or model.dropout == 0,
-            f"model.dropout={model.dropout} with parallel.tensor={tensor}: tensor ranks would drop different parts "
-            "of the same product; set model.dropout=0 or parallel.tensor=1",
+            f"model.dropout={model.dropout} with parallel.tensor={tensor}: tensor ranks would drop different "
+            "parts of the same product; set model.dropout=0 or parallel.tensor=1",
         ),
         (
             mesh.expert == 1 or model.experts > 0,

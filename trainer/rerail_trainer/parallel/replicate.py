@@ -1,12 +1,12 @@
 """Data parallelism with whole replicas: gradients summed over ranks in fixed buckets, while backward still
-runs.
+runs. Tensor and expert ranks hold other parameters, so each bucket is summed over those that hold the same.
 
 Not torch's DistributedDataParallel, for two reasons: constructing that one imports the compiler, which
 doubles the start-up time of every rank, and it cuts its buckets anew after the first pass, so that the order
 of sums, and with it the last bits, would differ between a run that was resumed and one that was not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,8 @@ BUCKET_BYTES = 25 * 1024 * 1024
 class Bucket:
     """Gradients of some parameters in one flat tensor; each parameter's `.grad` is a view of its part."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: list[nn.Parameter], group: Any) -> None:
+        self.parameters, self.group = parameters, group
         first = parameters[0]
         self.flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
         self.waiting = 0
@@ -36,12 +36,12 @@ class Bucket:
 
 
 class ReplicatedGradients:
-    """Sums gradients over all ranks. Buckets start in the same order on every rank,
-    whichever is ready first.
-    """
+    """Sums gradients over ranks. Buckets start in the same order on every rank, whichever is ready first."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._buckets = _cut([p for p in reversed(list(model.parameters())) if p.requires_grad])
+    def __init__(self, model: nn.Module, groups: Mapping[str, Any]) -> None:
+        """groups: by parameter name, the ranks over which its gradient is summed."""
+        named = [(p, groups[name]) for name, p in model.named_parameters() if p.requires_grad]
+        self._buckets = _cut(list(reversed(named)))
         self._next = len(self._buckets)
         for bucket in self._buckets:
             bucket.attach()
@@ -51,7 +51,7 @@ class ReplicatedGradients:
     @contextmanager
     def summed(self) -> Iterator[None]:
         """The backward pass within is the last of its step: on leaving,
-        every `.grad` is the sum over all ranks.
+        every `.grad` is the sum over its ranks.
         """
         self._next = 0
         for bucket in self._buckets:
@@ -61,7 +61,8 @@ class ReplicatedGradients:
             bucket.waiting = 0  # a parameter without a gradient in this pass holds nothing up
         self._start_ready()
         for bucket in self._buckets:
-            bucket.work.wait()
+            if bucket.work is not None:
+                bucket.work.wait()
             bucket.work = None
 
     def zero(self) -> None:
@@ -79,17 +80,21 @@ class ReplicatedGradients:
     def _start_ready(self) -> None:
         while self._next < len(self._buckets) and self._buckets[self._next].waiting <= 0:
             bucket = self._buckets[self._next]
-            bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+            if dist.get_world_size(bucket.group) > 1:
+                bucket.work = dist.all_reduce(bucket.flat, group=bucket.group, async_op=True)
             self._next += 1
 
 
-def _cut(parameters: list[nn.Parameter]) -> list[Bucket]:
-    groups: list[list[nn.Parameter]] = []
-    size = 0
-    for parameter in parameters:
-        if not groups or size + parameter.nbytes > BUCKET_BYTES or groups[-1][0].dtype != parameter.dtype:
-            groups.append([])
-            size = 0
-        groups[-1].append(parameter)
-        size += parameter.nbytes
-    return [Bucket(group) for group in groups]
+def _cut(named: list[tuple[nn.Parameter, Any]]) -> list[Bucket]:
+    """Buckets of parameters with one dtype and group, in the order in which their last gradient is due."""
+    open_buckets: dict[tuple[torch.dtype, int], list[nn.Parameter]] = {}
+    buckets = []
+    for parameter, group in named:
+        key = (parameter.dtype, id(group))
+        members = open_buckets.setdefault(key, [])
+        if members and sum(p.nbytes for p in members) + parameter.nbytes > BUCKET_BYTES:
+            buckets.append(Bucket(members, group))
+            members = open_buckets[key] = []
+        members.append(parameter)
+    of = {id(group): group for _, group in named}
+    return buckets + [Bucket(members, of[key[1]]) for key, members in open_buckets.items() if members]
