@@ -1,8 +1,11 @@
-"""From a command line and a TOML file to one checked Config. Later words win: preset, file, then flags."""
+"""From a command line and a TOML file to one checked Config. Later words win: preset, file, then flags.
+
+Open weights (run.init_from) bring the model section with them, instead of the preset's.
+"""
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -11,6 +14,7 @@ from .commands import overview
 from .config import Config, check
 from .failures import BadConfig
 from .presets import PRESETS
+from .weights.declared import declared_model, model_with
 
 USAGE = """usage: python -m rerail_trainer [COMMAND] [WORD ...]
 
@@ -60,7 +64,8 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
                 settings.append((name[2:], value))
         else:
             raise BadConfig(f"{word!r} is not understood; settings are written --section.key=value")
-    config = _with_settings(_with_file(_preset(preset), file), settings)
+    given = [*_file_settings(file), *settings]
+    config = _with_open_weights(_with_settings(_preset(preset), given), given)
     check(config)
     return CommandLine(config, show_config, show_usage)
 
@@ -81,9 +86,9 @@ def _preset(name: str) -> Config:
     return PRESETS[name]
 
 
-def _with_file(config: Config, file: str) -> Config:
+def _file_settings(file: str) -> list[tuple[str, object]]:
     if not file:
-        return config
+        return []
     try:
         tree = tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
@@ -93,15 +98,22 @@ def _with_file(config: Config, file: str) -> Config:
     for section, table in tree.items():
         if not isinstance(table, dict):
             raise BadConfig(f"--config {file}: {section!r} stands outside a table; write it under [section]")
-        for key, value in table.items():
-            config = _with_value(config, f"{section}.{key}", value)
-    return config
+    return [(f"{section}.{key}", value) for section, table in tree.items() for key, value in table.items()]
 
 
-def _with_settings(config: Config, settings: list[tuple[str, str]]) -> Config:
+def _with_settings(config: Config, settings: Iterable[tuple[str, object]]) -> Config:
     for name, value in settings:
         config = _with_value(config, name, value)
     return config
+
+
+def _with_open_weights(config: Config, given: Iterable[tuple[str, object]]) -> Config:
+    """With run.init_from the model is that of those weights; words about it may choose what is free."""
+    path = config.run.init_from
+    if not path:
+        return config
+    named = {name.removeprefix("model.") for name, _ in given if name.startswith("model.")}
+    return replace(config, model=model_with(declared_model(path), config.model, named, path))
 
 
 def _with_value(config: Config, name: str, value: object) -> Config:

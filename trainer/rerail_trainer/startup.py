@@ -27,6 +27,7 @@ from .report.metrics import serve
 from .report.progress import ProgressLog
 from .report.reports import Reports
 from .stop import StopRequest
+from .weights.beginning import Beginning
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
     if start.spoilt:
         fill(ready.layout.model, config.run.seed)
         ready.optimizer.reset()
+    if config.run.init_from and start.loaded is None:
+        Beginning(ready.meeting.control, config.run.init_from, ready.reports.say).fill(ready.layout.model)
     ready.reports.started(start.step, start.step if start.loaded else None)
     _introduce(ready, start)
     return start.step

@@ -1,10 +1,9 @@
 """A committed step as a source of weights: read only, nothing in the folder is touched or renamed."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from rerail_trainer.checkpoint.storage import PosixStorage, Storage
 from rerail_trainer.checkpoint.tensorfile import Damaged, StoredPiece, read_piece
 from rerail_trainer.config import ModelConfig
 from rerail_trainer.failures import BadConfig, TrainerExit
+
+T = TypeVar("T")
 
 
 class CheckpointSource:
@@ -74,9 +75,15 @@ class CheckpointSource:
 
 
 def is_checkpoint(path: str) -> bool:
-    """Whether `path` looks like a checkpoint folder or one of its steps, and not like a model directory."""
+    """Whether `path` looks like a checkpoint folder or one of its steps."""
     names = PosixStorage(path).names("")
     return layout.MANIFEST in names or any(layout.step_of(name) is not None for name in names)
+
+
+def storage_of(path: str) -> Storage:
+    """Of the checkpoint folder that is `path`, or of which `path` is a step folder."""
+    parent, name = os.path.split(os.path.abspath(path))
+    return PosixStorage(parent if layout.step_of(name) is not None else path)
 
 
 def committed_steps(path: str, step: int | None = None) -> tuple[Storage, tuple[Manifest, ...]]:
@@ -84,26 +91,24 @@ def committed_steps(path: str, step: int | None = None) -> tuple[Storage, tuple[
 
     step: only this one. BadConfig when there is none.
     """
-    root, name = os.path.split(os.path.abspath(path))
-    if layout.MANIFEST in PosixStorage(path).names(""):
-        storage = PosixStorage(root)
-        where = f"{name}/{layout.MANIFEST}"
-        manifest = sound(partial(decode, where, storage.read(where)), path)
-        if layout.step_folder(manifest.step) != name:
-            raise BadConfig(f"{path} speaks of step {manifest.step}: give its folder back its name")
-        steps: tuple[Manifest, ...] = (manifest,)
-    else:
-        storage = PosixStorage(path)
+    storage, name = storage_of(path), os.path.basename(os.path.abspath(path))
+    if layout.step_of(name) is None:
         steps = list_steps(storage).steps
+    else:
+        where = f"{name}/{layout.MANIFEST}"
+        try:
+            steps = (sound(lambda: decode(where, storage.read(where)), path),)
+        except FileNotFoundError as error:
+            raise BadConfig(f"{path} has no {layout.MANIFEST}: it is no committed step") from error
     chosen = tuple(manifest for manifest in steps if step is None or manifest.step == step)
     if not chosen:
         there = ", ".join(str(manifest.step) for manifest in steps) or "none"
-        wanted = "a committed step" if step is None else f"step {step}"
-        raise BadConfig(f"{path} has not {wanted}; committed steps are: {there}")
+        wanted = "no committed step" if step is None else f"no committed step {step}"
+        raise BadConfig(f"{path} has {wanted}; committed are: {there}")
     return storage, chosen
 
 
-def sound(read: Any, origin: str) -> Any:
+def sound(read: Callable[[], T], origin: str) -> T:
     """What `read` gives; damage ends the program, as there is nothing else to turn to."""
     try:
         return read()

@@ -15,6 +15,7 @@ from .checkpoints import CheckpointSource, committed_steps, is_checkpoint, sound
 from .config_json import CONFIG_FILE
 from .hugging_face import HuggingFaceSource, is_hugging_face
 from .source import Source, take_weights
+from .tokenizer_files import tokenizer_beside, tokenizer_left_in
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def open_model(
     if is_hugging_face(path):
         if step is not None:
             raise BadConfig(f"{path} is a model directory, which has no step {step}")
-        return _built(HuggingFaceSource(path), device, dtype)
+        return _built(HuggingFaceSource(path), device, dtype, tokenizer_beside(path))
     if not is_checkpoint(path):
         raise BadConfig(f"{path} holds neither a committed checkpoint nor {CONFIG_FILE}")
     return _from_checkpoint(path, device, dtype, step)
@@ -50,18 +51,19 @@ def _from_checkpoint(
     path: str, device: torch.device, dtype: torch.dtype | None, step: int | None
 ) -> OpenModel:
     storage, steps = committed_steps(path, step)
+    tokenizer = tokenizer_left_in(storage.root)
     for manifest in steps[:-1]:
         try:
-            return _built(CheckpointSource(storage, manifest), device, dtype)
+            return _built(CheckpointSource(storage, manifest), device, dtype, tokenizer)
         except Damaged:
             continue  # the step before it may be sound
-    oldest = steps[-1]
-    return sound(  # type: ignore[no-any-return]
-        lambda: _built(CheckpointSource(storage, oldest), device, dtype), path
-    )
+    last = steps[-1]
+    return sound(lambda: _built(CheckpointSource(storage, last), device, dtype, tokenizer), path)
 
 
-def _built(source: Source, device: torch.device, dtype: torch.dtype | None) -> OpenModel:
+def _built(
+    source: Source, device: torch.device, dtype: torch.dtype | None, tokenizer: Tokenizer | None
+) -> OpenModel:
     with torch.device("meta"):
         model = Transformer(source.config)
     for parameter in model.parameters():
@@ -73,4 +75,4 @@ def _built(source: Source, device: torch.device, dtype: torch.dtype | None) -> O
         model.head.weight = model.embedding.weight
     take_weights(model, source)
     model.requires_grad_(False)
-    return OpenModel(source.config, model.eval(), None, source.origin)
+    return OpenModel(source.config, model.eval(), tokenizer, source.origin)

@@ -1,0 +1,140 @@
+"""The tokenizer that belongs to weights: left in the checkpoint folder by the training, found again by who
+opens it, written into model directories.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rerail_trainer.checkpoint.storage import Storage
+from rerail_trainer.data.tokenizer import (
+    BYTES,
+    COMPANIONS,
+    END_OF_DOCUMENT,
+    END_TEXT,
+    TOKENIZER_FILE,
+    Tokenizer,
+    open_tokenizer,
+)
+
+RECORD = "TOKENIZER.json"
+"""In a checkpoint folder: which tokenizer it is; a tokenizer.json and its companions lie beside it."""
+SETTINGS_FILE = "tokenizer_config.json"
+
+
+def leave_tokenizer(storage: Storage, name: str, end: int) -> None:
+    """Puts the tokenizer `name` (`bytes`, or the path of a tokenizer.json) into the checkpoint folder, with
+    the settings and the chat template that stand beside it. Durable; what is there already is not written.
+
+    end: the token after each document. Needs no library.
+    """
+    files: dict[str, bytes] = {}
+    end_text = ""
+    if name != BYTES:
+        beside = Path(name).parent
+        files[TOKENIZER_FILE] = Path(name).read_bytes()
+        files |= {other: (beside / other).read_bytes() for other in COMPANIONS if (beside / other).is_file()}
+    record = {"name": BYTES if name == BYTES else TOKENIZER_FILE, "end_text": end_text}
+    files[RECORD] = (json.dumps(record, indent=1) + "\n").encode()
+    there = set(storage.names(""))
+    for file, data in files.items():
+        if file not in there or storage.read(file) != data:
+            storage.replace(file, data)
+
+
+def tokenizer_left_in(folder: str) -> Tokenizer | None:
+    """The tokenizer of a checkpoint folder; None where the training did not know it."""
+    record = Path(folder, RECORD)
+    if not record.is_file():
+        return None
+    tree = json.loads(record.read_text(encoding="utf-8"))
+    name = BYTES if tree["name"] == BYTES else str(Path(folder, TOKENIZER_FILE))
+    return open_tokenizer(name, tree["end_text"])
+
+
+def tokenizer_beside(folder: str) -> Tokenizer | None:
+    """The tokenizer of a model directory; None where it has no tokenizer.json."""
+    return open_tokenizer(folder) if Path(folder, TOKENIZER_FILE).is_file() else None
+
+
+def model_files(tokenizer: Tokenizer, seq_len: int) -> dict[str, bytes]:
+    """Name -> content of the files by which `transformers.AutoTokenizer` knows this tokenizer."""
+    if tokenizer.name == BYTES:
+        files = {TOKENIZER_FILE: _json(byte_level_form())}
+    else:
+        path = Path(tokenizer.name)
+        names = [TOKENIZER_FILE, *(other for other in COMPANIONS if (path.parent / other).is_file())]
+        files = {other: (path.parent / other).read_bytes() for other in names}
+        files[TOKENIZER_FILE] = path.read_bytes()
+    if SETTINGS_FILE not in files:
+        files[SETTINGS_FILE] = _json(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": tokenizer.end_text,
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": seq_len,
+            }
+        )
+    return files
+
+
+def byte_level_form() -> dict[str, Any]:
+    """The byte tokenizer in the form of tokenizer.json: a BPE without merges, whose ids are the bytes."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": END_OF_DOCUMENT,
+                "content": END_TEXT,
+                "special": True,
+                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+            }
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        },
+        "post_processor": None,
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {letter: byte for byte, letter in enumerate(_byte_letters())},
+            "merges": [],
+        },
+    }
+
+
+def _text_of(form: bytes, token: int) -> str:
+    """How the token is written in a tokenizer.json; empty if it is no added token."""
+    added = json.loads(form).get("added_tokens") or []
+    return next((str(entry["content"]) for entry in added if entry["id"] == token), "")
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level vocabularies (GPT-2, Radford et al., 2019): itself
+    where it can be printed, else one from U+0100 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _json(tree: dict[str, Any]) -> bytes:
+    return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
