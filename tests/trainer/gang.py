@@ -144,7 +144,7 @@ class Gang:
 
     def losses(self) -> dict[int, float]:
         """Loss of every step that these ranks made, exactly as computed."""
-        return {line["step"]: line["loss"] for line in _lines(self.folder / "steps.jsonl")}
+        return {line["step"]: line["loss"] for line in _lines(self.folder / "steps.jsonl") if "loss" in line}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -290,6 +290,7 @@ def check(config: Config) -> None:
             "train.stage=sft and data.source=chat belong together: set both or neither",
         ),
         (config.optim.warmup_steps >= 0, "optim.warmup_steps must not be negative"),
+        (config.train.eval_every >= 0, "train.eval_every must not be negative; 0 is never"),
     ]
     for holds, message in rules:
         if not holds:
@@ -307,4 +308,5 @@ def _counts(config: Config) -> dict[str, int]:
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "metrics.every": config.metrics.every,
         "train.steps": config.train.steps,
+        "train.eval_sequences": config.train.eval_sequences,
     }

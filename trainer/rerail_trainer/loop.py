@@ -16,6 +16,7 @@ from .checkpoint.state import TrainingState
 from .config import Config
 from .control import Agreement, Wishes
 from .data.feed import Feed, MicroBatch
+from .evaluate.during import Evaluation
 from .failures import TrainerExit
 from .meeting import Meeting
 from .optim import AdamW, learning_rate
@@ -39,6 +40,7 @@ class Run:
     series: Series | None
     reports: Reports
     stop: StopRequest
+    evaluation: Evaluation | None
 
 
 def train(run: Run, start: int) -> ExitCode:
@@ -57,6 +59,9 @@ def train(run: Run, start: int) -> ExitCode:
             if wishes.stop and step < total:
                 agreement.finish()
                 return ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_NOT_SAVED
+        if run.evaluation is not None and run.evaluation.due(step):
+            readings.drain()
+            evaluate(run, run.evaluation, step)
         if step == start + 1:
             settle()
         elif (step - start) % _COLLECT_EVERY == 0:
@@ -122,6 +127,13 @@ def save(run: Run, step: int) -> bool:
     else:
         run.reports.save_failed(step, outcome.failure)
     return outcome.committed
+
+
+def evaluate(run: Run, evaluation: Evaluation, step: int) -> None:
+    """Tells the held-out loss after `step`."""
+    run.reports.phase(ProgressPhase.EVAL)
+    reading = evaluation.measure()
+    run.reports.evaluated(step, reading.loss, reading.bits_per_byte)
 
 
 def finish(run: Run, step: int) -> ExitCode:

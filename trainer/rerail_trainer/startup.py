@@ -16,6 +16,7 @@ from .config import Config, config_hash, identity_of
 from .data.corpus import open_corpus
 from .data.feed import Feed, share_of
 from .environment import JobIdentity, RankIdentity
+from .evaluate.during import Evaluation, held_out_of
 from .failures import BadConfig
 from .loop import Run, rehearse, train
 from .meeting import Meeting, meet, part
@@ -52,6 +53,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
         raise BadConfig(
             f"model.vocab={config.model.vocab} is too small for the tokenizer's {corpus.vocab} tokens"
         )
+    held_out = held_out_of(config)
     mesh = mesh_of(config, circumstances.rank.world_size)
     share = share_of(config, mesh.at(circumstances.rank.rank).data, mesh.data_size)
     meeting = meet(circumstances.rank, config.parallel)
@@ -61,7 +63,10 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
         layout = lay_out(config, meeting)
         optimizer = AdamW(layout.model, config.optim)
         feed = Feed(config, corpus, share, meeting.device)
-        ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop)
+        evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
+        ready = Run(
+            config, meeting, layout, optimizer, feed, series, reports, circumstances.stop, evaluation
+        )
         start = _prepare(ready, corpus.digest, observer)
         circumstances.stop.training_begins()
         reports.phase(ProgressPhase.TRAIN)

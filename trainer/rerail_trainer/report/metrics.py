@@ -12,6 +12,8 @@ DESCRIPTIONS = {
     "step": ("gauge", "Optimizer steps finished."),
     "tokens_total": ("counter", "Tokens trained on since step 0."),
     "loss": ("gauge", "Mean loss of the last step over all ranks, in nats per token."),
+    "eval_loss": ("gauge", "Held-out loss, in nats per token, at the last evaluation."),
+    "eval_bits_per_byte": ("gauge", "Held-out loss in bits per byte of text, at the last evaluation."),
     "grad_norm": ("gauge", "Global gradient norm of the last step, before clipping."),
     "lr": ("gauge", "Learning rate of the last step."),
     "tokens_per_second": ("gauge", "Tokens of all ranks per second, over the last steps."),

@@ -107,6 +107,19 @@ class Reports:
         self.say(f"step {step} could not be saved: {why}; training goes on, saved is {self._checkpoint_step}")
         self.phase(ProgressPhase.TRAIN)
 
+    def evaluated(self, step: int, loss: float, bits_per_byte: float | None) -> None:
+        """Held-out loss after `step`, in nats per token, and in bits per byte where bytes are known."""
+        self._restart_clock()
+        told = {"eval_loss": loss, "eval_bits_per_byte": bits_per_byte}
+        for name, value in told.items():
+            if value is not None:
+                self.metrics.set(name, value)
+        if self._jsonl:
+            self._jsonl.write(json.dumps({"event": "eval", "step": step, **told, "time": time.time()}) + "\n")
+        known = "" if bits_per_byte is None else f"  {bits_per_byte:.4f} bits per byte"
+        self.say(f"step {step}/{self._config.train.steps}  held-out loss {loss:.4f}{known}")
+        self.phase(ProgressPhase.TRAIN)
+
     def _restart_clock(self) -> None:
         """Time spent saving is no time spent stepping."""
         if self._ticks:

@@ -1,0 +1,123 @@
+"""Held-out loss while training goes on: the same windows each time, shared out over all ranks.
+
+Training does not notice: no generator is drawn from, no buffer of the model changes, dropout is off.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rerail_trainer.config import Config
+from rerail_trainer.data.corpus import Corpus, open_prepared
+from rerail_trainer.data.feed import MicroBatch
+from rerail_trainer.data.manifest import MANIFEST_NAME, open_manifest
+from rerail_trainer.data.tokenizer import open_tokenizer
+from rerail_trainer.data.windows import Arrangement
+from rerail_trainer.failures import BadConfig
+from rerail_trainer.model import IGNORED
+from rerail_trainer.parallel.layouts import Layout
+
+
+@dataclass(frozen=True)
+class Reading:
+    """loss: nats per token, end tokens among them; bits_per_byte: all of that loss over the bytes of the
+    text, None where the tokenizer does not tell bytes.
+    """
+
+    loss: float
+    bits_per_byte: float | None
+
+
+class Evaluation:
+    """Holds this rank's windows in memory; `train.eval_sequences` of them, spread evenly over the held-out
+    text, on all ranks together.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus, layout: Layout, device: torch.device) -> None:
+        """Raises BadConfig where `corpus` has not one window."""
+        self._every, self._last = config.train.eval_every, config.train.steps
+        self._layout, self._device = layout, device
+        windows = corpus.windows(_in_order(config))
+        count = min(config.train.eval_sequences, windows.count)
+        chosen = np.arange(count, dtype=np.int64) * windows.count // count
+        # As many passes on every rank: with shards or experts elsewhere, a pass takes all ranks.
+        own = chosen[layout.data_rank :: layout.data_size]
+        each = -(-count // layout.data_size)
+        rows = windows.rows(np.resize(own if len(own) else chosen, each))
+        tokens = torch.from_numpy(rows.tokens.astype(np.int64))
+        targets = tokens[:, 1:].clone()
+        targets[len(own) :] = IGNORED
+        documents = None if rows.documents is None else torch.from_numpy(rows.documents)
+        self._parts = _cut(config.batch.micro_batch, tokens[:, :-1], targets, documents)
+        self._tokens = count * config.model.seq_len
+        self._bytes = _text_bytes(corpus, windows.rows(chosen).tokens[:, 1:])
+
+    def due(self, step: int) -> bool:
+        """After every `train.eval_every` steps, and after the last."""
+        return step % self._every == 0 or step == self._last
+
+    def measure(self) -> Reading:
+        """All ranks call it at the same step; all get the same reading."""
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        with self._layout.forward_only():
+            for part in self._parts:
+                total += self._layout.loss(*(None if x is None else x.to(self._device) for x in part))
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        nats = float(total)
+        return Reading(nats / self._tokens, nats / (math.log(2) * self._bytes) if self._bytes else None)
+
+
+def held_out_of(config: Config) -> Corpus | None:
+    """What to evaluate on, or None where train.eval_every is 0: the held-out part of the folder that data.held_out or else data.path names; all of a folder named by
+    data.held_out that has no such part. Raises BadConfig that says how to come by held-out text.
+    """
+    if not config.train.eval_every:
+        return None
+    path = config.data.held_out or config.data.path
+    if not (Path(path) / MANIFEST_NAME).is_file():
+        raise BadConfig(
+            f"train.eval_every needs held-out text: {path or 'data.path'} is no folder that `prepare` made; "
+            "make one with prepare --held-out and name it with data.held_out"
+        )
+    manifest = open_manifest(Path(path))
+    if config.data.path and (Path(config.data.path) / MANIFEST_NAME).is_file():
+        trained = open_manifest(Path(config.data.path)).tokenizer
+        if trained.digest != manifest.tokenizer.digest:
+            raise BadConfig(f"data.held_out={path} was prepared with another tokenizer than data.path")
+    if not manifest.held_out.tokens and not config.data.held_out:
+        raise BadConfig(
+            f"train.eval_every needs held-out text, and {path} was prepared without: prepare it with "
+            "--held-out, or name another folder with data.held_out"
+        )
+    return open_prepared(Path(path), held_out=manifest.held_out.tokens > 0)
+
+
+def _in_order(config: Config) -> Arrangement:
+    model = config.model
+    return Arrangement(model.seq_len, 0, False, config.data.document_mask, model.vocab)
+
+
+def _text_bytes(corpus: Corpus, targets: np.ndarray) -> int:  # type: ignore[type-arg]
+    """Bytes of text that the targets stand for; 0 where the tokenizer does not say."""
+    try:
+        lengths = open_tokenizer(corpus.tokenizer).byte_lengths()
+    except BadConfig:
+        return 0
+    return int(lengths[targets].sum())
+
+
+def _cut(size: int, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> list[MicroBatch]:
+    return [
+        MicroBatch(
+            inputs[begin : begin + size],
+            targets[begin : begin + size],
+            None if documents is None else documents[begin : begin + size],
+        )
+        for begin in range(0, len(inputs), size)
+    ]
