@@ -64,9 +64,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
         optimizer = AdamW(layout.model, config.optim)
         feed = Feed(config, corpus, share, meeting.device)
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
-        ready = Run(
-            config, meeting, layout, optimizer, feed, series, reports, circumstances.stop, evaluation
-        )
+        ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop, evaluation)
         start = _prepare(ready, corpus.digest, observer)
         circumstances.stop.training_begins()
         reports.phase(ProgressPhase.TRAIN)

@@ -74,8 +74,9 @@ class Evaluation:
 
 
 def held_out_of(config: Config) -> Corpus | None:
-    """What to evaluate on, or None where train.eval_every is 0: the held-out part of the folder that data.held_out or else data.path names; all of a folder named by
-    data.held_out that has no such part. Raises BadConfig that says how to come by held-out text.
+    """What to evaluate on, or None where train.eval_every is 0: the held-out part of the folder that
+    data.held_out or else data.path names; all of a folder named by data.held_out that has no such part.
+    Raises BadConfig that says how to come by held-out text.
     """
     if not config.train.eval_every:
         return None
