@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "eval": Command(
         "held-out loss, multiple choice, or lm-eval's tasks", "rerail_trainer.evaluate.eval_command"
     ),
+    "export": Command("a checkpoint as a Hugging Face model directory", "rerail_trainer.weights.export"),
     "sample": Command("text from a trained model", "rerail_trainer.evaluate.sample_command"),
     "compare": Command(
         "two models head to head, and ratings from votes", "rerail_trainer.evaluate.compare_command"

@@ -64,8 +64,8 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
                 settings.append((name[2:], value))
         else:
             raise BadConfig(f"{word!r} is not understood; settings are written --section.key=value")
-    given = [*_file_settings(file), *settings]
-    config = _with_open_weights(_with_settings(_preset(preset), given), given)
+    chosen: list[tuple[str, object]] = [*_file_settings(file), *settings]
+    config = _with_open_weights(_with_settings(_preset(preset), chosen), chosen)
     check(config)
     return CommandLine(config, show_config, show_usage)
 
@@ -107,12 +107,12 @@ def _with_settings(config: Config, settings: Iterable[tuple[str, object]]) -> Co
     return config
 
 
-def _with_open_weights(config: Config, given: Iterable[tuple[str, object]]) -> Config:
+def _with_open_weights(config: Config, chosen: Iterable[tuple[str, object]]) -> Config:
     """With run.init_from the model is that of those weights; words about it may choose what is free."""
     path = config.run.init_from
     if not path:
         return config
-    named = {name.removeprefix("model.") for name, _ in given if name.startswith("model.")}
+    named = {name.removeprefix("model.") for name, _ in chosen if name.startswith("model.")}
     return replace(config, model=model_with(declared_model(path), config.model, named, path))
 
 
