@@ -12,8 +12,9 @@ from rerail_api.contract import ExitCode, ProgressPhase
 from .checkpoint.save import Observer, Training
 from .checkpoint.series import Series, Start, open_series
 from .checkpoint.state import TrainingState, seed_random_state
+from .checkpoint.storage import PosixStorage
 from .config import Config, config_hash, identity_of
-from .data.corpus import open_corpus
+from .data.corpus import Corpus, open_corpus
 from .data.feed import Feed, share_of
 from .environment import JobIdentity, RankIdentity
 from .evaluate.during import Evaluation, held_out_of
@@ -29,6 +30,7 @@ from .report.progress import ProgressLog
 from .report.reports import Reports
 from .stop import StopRequest
 from .weights.beginning import Beginning
+from .weights.tokenizer_files import leave_tokenizer, of_one_tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
         ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop, evaluation)
         start = _prepare(ready, corpus.digest, observer)
+        _leave_tokenizer(ready, corpus)
         circumstances.stop.training_begins()
         reports.phase(ProgressPhase.TRAIN)
         code = train(ready, start)
@@ -107,6 +110,20 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
     ready.reports.started(start.step, start.step if start.loaded else None)
     _introduce(ready, start)
     return start.step
+
+
+def _leave_tokenizer(ready: Run, corpus: Corpus) -> None:
+    """Puts it into the checkpoint folder: whoever opens a step there needs it."""
+    weights, folder, name = ready.config.run.init_from, ready.config.checkpoint.dir, corpus.tokenizer
+
+    def leave() -> None:
+        if weights and not of_one_tokenizer(weights, name):
+            ready.reports.say(f"the tokenizer of the data is not that of {weights}: are their ids the same?")
+        if folder:
+            leave_tokenizer(PosixStorage(folder), name, corpus.end)
+
+    if name:
+        ready.meeting.control.first_rank_does(leave)
 
 
 def _resume(ready: Run, data_digest: str) -> Start:

@@ -52,6 +52,18 @@ def tokenizer_left_in(folder: str) -> Tokenizer | None:
     return open_tokenizer(name, tree["end_text"])
 
 
+def of_one_tokenizer(folder: str, name: str) -> bool:
+    """Whether the tokenizer `name` is, byte for byte, that of the weights in `folder`, or those have none."""
+    form, record = Path(folder, TOKENIZER_FILE), Path(folder, RECORD)
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["name"] == BYTES:
+        return name == BYTES
+    if not form.is_file():
+        return True
+    if name == BYTES:
+        return bool(json.loads(form.read_text(encoding="utf-8")) == byte_level_form())
+    return form.read_bytes() == Path(name).read_bytes()
+
+
 def tokenizer_beside(folder: str) -> Tokenizer | None:
     """The tokenizer of a model directory; None where it has no tokenizer.json."""
     return open_tokenizer(folder) if Path(folder, TOKENIZER_FILE).is_file() else None
