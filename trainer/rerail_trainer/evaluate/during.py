@@ -16,6 +16,7 @@ from rerail_trainer.config import Config
 from rerail_trainer.data.corpus import Corpus, open_prepared
 from rerail_trainer.data.feed import MicroBatch
 from rerail_trainer.data.manifest import MANIFEST_NAME, open_manifest
+from rerail_trainer.data.shards import Tokens
 from rerail_trainer.data.tokenizer import open_tokenizer
 from rerail_trainer.data.windows import Arrangement
 from rerail_trainer.failures import BadConfig
@@ -66,7 +67,9 @@ class Evaluation:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         with self._layout.forward_only():
             for part in self._parts:
-                total += self._layout.loss(*(None if x is None else x.to(self._device) for x in part))
+                documents = None if part.documents is None else part.documents.to(self._device)
+                inputs, targets = part.inputs.to(self._device), part.targets.to(self._device)
+                total += self._layout.loss(inputs, targets, documents)
         if dist.is_initialized():
             dist.all_reduce(total)
         nats = float(total)
@@ -104,7 +107,7 @@ def _in_order(config: Config) -> Arrangement:
     return Arrangement(model.seq_len, 0, False, config.data.document_mask, model.vocab)
 
 
-def _text_bytes(corpus: Corpus, targets: np.ndarray) -> int:  # type: ignore[type-arg]
+def _text_bytes(corpus: Corpus, targets: Tokens) -> int:
     """Bytes of text that the targets stand for; 0 where the tokenizer does not say."""
     try:
         lengths = open_tokenizer(corpus.tokenizer).byte_lengths()

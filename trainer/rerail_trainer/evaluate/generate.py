@@ -17,12 +17,12 @@ class Sampling:
     """How the next token is drawn. temperature 0 takes the likeliest; top_k 0 and top_p 1 leave all in.
 
     top_p: the smallest set of likeliest tokens whose probabilities reach it (Holtzman et al., 2020).
-    vocab: ids from here on are padding of the model's head and never drawn; end: ends a text.
+    vocab: ids from here on are padding of the model's head and never drawn; ends: tokens that end a text.
     batch: prompts of like length that run together; cached: keep keys and values of what was read. Without,
     all is read again for each token: the same text, only slower.
     """
 
-    end: int
+    ends: tuple[int, ...]
     vocab: int
     max_tokens: int = 128
     temperature: float = 1.0
@@ -117,7 +117,7 @@ class _Together:
             if self._why[index] is not None or position < self._lengths[index]:
                 continue
             row, length = self._rows[index], self._lengths[index]
-            if token == self._sampling.end:
+            if token in self._sampling.ends:
                 self._why[index] = "end"
                 continue
             row.append(token)

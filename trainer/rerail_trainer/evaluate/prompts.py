@@ -1,12 +1,14 @@
 """Prompts from the command line or a file, and the words that say how to continue them. Torch-free."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rerail_trainer.commands import Words
 from rerail_trainer.data.tokenizer import Tokenizer
 from rerail_trainer.failures import BadConfig
 
+from .asked import Asked
 from .lines import read_lines, read_text
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def add_sampling_words(words: Words) -> None:
 
 
 def sampling_of(options: argparse.Namespace, tokenizer: Tokenizer) -> "Sampling":
-    """The flags, checked."""
+    """The flags, checked; a chat's texts end where the template ends an answer, too."""
     from .generate import Sampling
 
     rules = [
@@ -43,7 +45,7 @@ def sampling_of(options: argparse.Namespace, tokenizer: Tokenizer) -> "Sampling"
         if not holds:
             raise BadConfig(message)
     return Sampling(
-        end=tokenizer.end,
+        ends=(tokenizer.end, *(_ends_of_answers(tokenizer) if options.chat else ())),
         vocab=tokenizer.vocab,
         max_tokens=options.max_tokens,
         temperature=options.temperature,
@@ -52,6 +54,25 @@ def sampling_of(options: argparse.Namespace, tokenizer: Tokenizer) -> "Sampling"
         seed=options.seed,
         batch=options.batch,
     )
+
+
+def rows_of(prompts: Sequence[str], asked: Asked, chat: bool) -> list[list[int]]:
+    """The tokens to continue; in a chat those of the user's message, up to where the answer begins."""
+    if not chat:
+        return [asked.start(prompt) for prompt in prompts]
+    from rerail_trainer.data.chat import open_template
+
+    template = open_template(asked.tokenizer)
+    texts = [template.render([{"role": "user", "content": prompt}], prompt=True) for prompt in prompts]
+    # A template names its special tokens itself, the one at the beginning among them.
+    return [asked.tokenizer.encode(text, special=True) for text in texts]
+
+
+def _ends_of_answers(tokenizer: Tokenizer) -> tuple[int, ...]:
+    from rerail_trainer.data.chat import open_template
+
+    ids = tokenizer.encode(dict(open_template(tokenizer).names)["eos_token"], special=True)
+    return tuple(ids) if len(ids) == 1 else ()
 
 
 def read_prompts(path: str) -> list[str]:

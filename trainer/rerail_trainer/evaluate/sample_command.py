@@ -12,7 +12,7 @@ from rerail_trainer.commands import Words
 from rerail_trainer.failures import BadConfig
 
 from .asked import Asked, add_model_words, open_asked
-from .prompts import add_sampling_words, before, read_prompts, sampling_of, stops_of
+from .prompts import add_sampling_words, before, read_prompts, rows_of, sampling_of, stops_of
 
 if TYPE_CHECKING:
     from .generate import Continuation
@@ -60,8 +60,9 @@ def write(asked: Asked, prompts: Sequence[str], options: argparse.Namespace) -> 
     from .generate import generate
 
     tokenizer, sampling = asked.tokenizer, sampling_of(options, asked.tokenizer)
-    rows = [asked.start(prompt) for prompt in prompts]
-    found = generate(asked.model, rows, sampling, stops_of(options.stop, tokenizer))
+    found = generate(
+        asked.model, rows_of(prompts, asked, options.chat), sampling, stops_of(options.stop, tokenizer)
+    )
     return [_read(one, prompt, asked, options.stop) for one, prompt in zip(found, prompts, strict=True)]
 
 
