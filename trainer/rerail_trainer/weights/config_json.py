@@ -87,7 +87,8 @@ def architecture_of(config: ModelConfig) -> Architecture:
 
     BadConfig names the settings in which the nearest one differs.
     """
-    differences = [(_differences(config, candidate), candidate) for candidate in ARCHITECTURES]
+    kin = [candidate for candidate in ARCHITECTURES if candidate.mixture == (config.experts > 0)]
+    differences = [(_differences(config, candidate), candidate) for candidate in kin]
     wrong, nearest = min(differences, key=lambda entry: len(entry[0]))
     if wrong:
         raise BadConfig(
@@ -214,8 +215,6 @@ def _differences(config: ModelConfig, architecture: Architecture) -> list[str]:
         allowed = possible if isinstance(possible, tuple) else (possible,)
         if getattr(config, name) not in allowed:
             wrong.append(f"model.{name}={getattr(config, name)}")
-    if architecture.mixture and not config.experts:
-        wrong.append("model.experts=0")
     fits = {
         "any": True,
         "divide": config.dim % config.heads == 0,
