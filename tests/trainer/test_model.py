@@ -84,7 +84,7 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
 def test_adamw_is_that_of_torch_bit_for_bit() -> None:
     config = OptimConfig(weight_decay=0.1)
     ours, theirs = built(CONFIG), built(CONFIG)
-    optimizer = AdamW(ours, config)
+    optimizer = AdamW(ours.parameters(), config)
     matrices = [p for p in theirs.parameters() if p.dim() >= 2]
     vectors = [p for p in theirs.parameters() if p.dim() < 2]
     reference = torch.optim.AdamW(
@@ -105,7 +105,7 @@ def test_adamw_is_that_of_torch_bit_for_bit() -> None:
 
 def test_an_update_that_must_not_be_taken_changes_nothing() -> None:
     model = built(CONFIG)
-    optimizer = AdamW(model, OptimConfig())
+    optimizer = AdamW(model.parameters(), OptimConfig())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
@@ -126,7 +126,7 @@ def test_learning_rate_rises_then_falls_to_its_floor(schedule: str) -> None:
 
 def test_buckets_hold_every_gradient_once_and_are_its_memory() -> None:
     model = built(CONFIG)
-    buckets = _cut(list(model.parameters()))
+    buckets = _cut([(parameter, None) for parameter in model.parameters()])
     for bucket in buckets:
         bucket.attach()
         bucket.flat.fill_(3.0)

@@ -19,7 +19,7 @@ from .data.feed import Feed, MicroBatch
 from .evaluate.during import Evaluation
 from .failures import TrainerExit
 from .meeting import Meeting
-from .optim import AdamW, learning_rate
+from .optim import Optimizer, learning_rate
 from .parallel.layouts import Layout
 from .report.reports import Reports, StepReport
 from .stop import StopRequest
@@ -35,7 +35,7 @@ class Run:
     config: Config
     meeting: Meeting
     layout: Layout
-    optimizer: AdamW
+    optimizer: Optimizer
     feed: Feed
     series: Series | None
     reports: Reports

@@ -22,7 +22,7 @@ from .failures import BadConfig
 from .loop import Run, rehearse, train
 from .meeting import Meeting, meet, part
 from .model import fill, param_counts
-from .optim import AdamW
+from .optim import optimizer_for
 from .parallel.layouts import lay_out
 from .parallel.mesh import mesh_of
 from .report.metrics import serve
@@ -63,7 +63,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
     code = ExitCode.RETRY_IN_PLACE
     try:
         layout = lay_out(config, meeting)
-        optimizer = AdamW(layout.model, config.optim)
+        optimizer = optimizer_for(layout, config.optim)
         feed = Feed(config, corpus, share, meeting.device)
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
         ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop, evaluation)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rerail_trainer.optim import AdamW
+from rerail_trainer.optim import Optimizer
 from rerail_trainer.parallel.shards import Shard, local_shard
 
 from .tensorfile import Piece
@@ -24,7 +24,7 @@ class TrainingState:
     """The live objects that are saved and restored."""
 
     model: nn.Module
-    optimizer: AdamW
+    optimizer: Optimizer
 
 
 @dataclass(frozen=True)

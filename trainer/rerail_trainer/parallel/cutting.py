@@ -66,8 +66,8 @@ def cut_parameters(model: nn.Module, place: Place, norm_whole: bool) -> None:
 
 
 def holders(name: str, cuts: tuple[Cut, ...], place: Place) -> Ranks:
-    """The ranks that hold the same part of a parameter, or would if FSDP did not cut it further: over them its
-    gradient is summed.
+    """The ranks that hold the same part of a parameter, or would if FSDP did not cut it further: over them
+    its gradient is summed.
     """
     if place.mesh.expert > 1 and is_expert(name):
         return place.same_expert_ranks

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from rerail_trainer.model.moe import Experts, Moved, mixtures
 
+from .groups import exchanged
+
 
 def spread_experts(model: nn.Module, group: Any) -> None:
     """Lets the mixtures of `model`, which hold this rank's experts, send tokens to those of the group."""
@@ -27,13 +29,15 @@ class ExpertExchange:
         self._group, self._size = group, dist.get_world_size(group)
 
     def __call__(self, experts: Experts, tokens: Tensor, counts: Tensor) -> Tensor:
-        """tokens: [n, dim], those of the first expert first; counts: int64 [experts of all ranks]; -> [n, dim]."""
+        """tokens: [n, dim], those of the first expert first; counts: int64 [experts of all ranks];
+        -> [n, dim].
+        """
         sent = counts.view(self._size, -1)
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self._group)
         outward, inward = torch.stack((sent, received)).sum(-1).tolist()
         arrived = _Exchanged.apply(tokens, outward, inward, self._group)
-        # They arrive rank after rank, sorted by expert within each; the experts want them sorted by expert alone.
+        # They arrive rank after rank, sorted by expert within each; experts want them sorted by expert alone.
         labels = torch.arange(received.shape[1], device=tokens.device).repeat(self._size)
         labels = labels.repeat_interleave(received.flatten(), output_size=sum(inward))
         order = labels.to(torch.int16).argsort(stable=True)
@@ -43,7 +47,7 @@ class ExpertExchange:
 
 
 class _Exchanged(torch.autograd.Function):
-    """Rows [sum(sent), dim], `sent[r]` of them for rank r -> [sum(received), dim], `received[r]` from rank r."""
+    """`exchanged`; its gradient travels back the same way."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
@@ -53,10 +57,3 @@ class _Exchanged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return exchanged(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
-
-
-def exchanged(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
-    """The all-to-all on values; see _Exchanged."""
-    arrived = rows.new_empty(sum(received), *rows.shape[1:])
-    dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
-    return arrived

@@ -34,3 +34,10 @@ class Groups:
         """Adds `tensor` up over `ranks`, in place."""
         if len(ranks) > 1:
             dist.all_reduce(tensor, group=self.of(ranks))
+
+
+def exchanged(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+    """[sum(sent), ...], `sent[r]` rows for member r -> [sum(received), ...], `received[r]` from member r."""
+    arrived = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
+    return arrived

@@ -33,8 +33,8 @@ class Layout:
     def __init__(
         self, model: Transformer, autocast: torch.dtype | None, place: Place, groups: Groups
     ) -> None:
-        self.model, self.place = model, place
-        self._autocast, self._groups = autocast, groups
+        self.model, self.place, self.groups = model, place, groups
+        self._autocast = autocast
         self._world = tuple(range(place.mesh.world_size))
 
     @property
@@ -48,18 +48,20 @@ class Layout:
         return self.place.mesh.data_size
 
     def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        """This rank's part of the summed loss of one micro-batch, int64 [batch, time] each; float32 scalar."""
+        """This rank's part of the summed loss of a micro-batch, int64 [batch, time] each; float32 scalar."""
         with torch.autocast(tokens.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             return self.model(tokens, targets, documents)  # type: ignore[no-any-return]
 
     @contextmanager
     def backward(self, last: bool) -> Iterator[None]:
-        """Around every forward and backward pass; after the last of a step gradients are those of all ranks."""
+        """Around every forward and backward pass; after the last of a step gradients are those of all
+        ranks.
+        """
         yield
 
     @contextmanager
     def forward_only(self) -> Iterator[None]:
-        """Around passes without a backward pass: no gradients, no dropout, and the model as it was afterwards."""
+        """Around passes without a backward pass: no gradients, no dropout; then the model is as before."""
         self.model.eval()
         try:
             with torch.no_grad():
@@ -85,14 +87,15 @@ class Layout:
 
     def sum_over_data(self, tensor: Tensor) -> None:
         """Adds `tensor` up over the ranks that read different data, in place."""
-        self._groups.sum(tensor, self.place.data_ranks)
+        self.groups.sum(tensor, self.place.data_ranks)
 
     def _gradients(self) -> list[Shard]:
         return [local_shard(p.grad) for p in self.model.parameters() if p.grad is not None]
 
     def _norm(self) -> Tensor:
         """Of gradients that every rank has whole."""
-        return torch.linalg.vector_norm(_norms([shard.tensor for shard in self._gradients()]))
+        norm: Tensor = torch.linalg.vector_norm(_norms([shard.tensor for shard in self._gradients()]))
+        return norm
 
     def _norm_over_ranks(self) -> Tensor:
         """Of gradients that lie in parts: each part counts once, by the first rank that holds it."""
@@ -103,7 +106,7 @@ class Layout:
         ]
         device = local_shard(self.model.norm.weight).tensor.device
         square = _norms(own).square().sum() if own else torch.zeros((), device=device)
-        self._groups.sum(square, self._world)
+        self.groups.sum(square, self._world)
         return square.sqrt()
 
 
@@ -140,7 +143,7 @@ class Replicated(Layout):
 
 
 class Sharded(Layout):
-    """FSDP2: parameters, gradients and optimizer state cut over the ranks of a replica, alike in all replicas."""
+    """FSDP2: parameters, gradients and optimizer state cut over the ranks of a replica; replicas alike."""
 
     def __init__(self, model: Transformer, place: Place, groups: Groups, whole_gradients: bool) -> None:
         super().__init__(model, None, place, groups)
@@ -176,8 +179,8 @@ class Sharded(Layout):
             if parameter.grad is not None and _alike(parameter)
         ]
         flat = torch.cat([gradient.flatten() for gradient in alike])
-        self._groups.sum(flat, self.place.tensor_ranks)
-        for gradient, total in zip(alike, flat.split([g.numel() for g in alike]), strict=True):
+        self.groups.sum(flat, self.place.tensor_ranks)
+        for gradient, total in zip(alike, torch.split(flat, [g.numel() for g in alike]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
 

@@ -1,5 +1,5 @@
-"""FSDP2 over the meshes of a layout: blocks over data ranks, experts over those with the same experts, and what
-lies outside the blocks over tensor ranks as well.
+"""FSDP2 over the meshes of a layout: blocks over data ranks, experts over those with the same experts, and
+what lies outside the blocks over tensor ranks as well.
 
 FSDP's gradients are sums here, not means: units with meshes of different sizes could not be told apart else.
 """
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from rerail_trainer.model import Transformer
-from rerail_trainer.model.moe import Experts, mixtures
+from rerail_trainer.model.moe import mixtures
 
 from .groups import Groups
 from .mesh import Place, Ranks
@@ -23,21 +23,22 @@ from .mesh import Place, Ranks
 def shard_model(
     model: Transformer, place: Place, groups: Groups, low: torch.dtype | None, device_type: str
 ) -> None:
-    """Cuts a model that has no values yet; `low` is the dtype of products, master weights stay as they are."""
+    """Cuts a model that has no values yet. low: the dtype of products; master weights stay as they are."""
     mesh = place.mesh
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
     make = _maker(groups, device_type)
+    dim = _dim_to_cut(mesh.expert_shard)
     inner = make(place.data_ranks, place.replica_ranks, place.shard_ranks)
     if mesh.expert > 1:
         experts = make(place.same_expert_ranks, place.expert_replica_ranks, place.expert_shard_ranks)
         for mixture in mixtures(model):
             # A unit of its own: its ranks are others than those of the block around it.
-            place_of = _expert_dim(mixture.experts, mesh.expert_shard)
-            fully_shard(mixture.experts, mesh=experts, mp_policy=policy, shard_placement_fn=place_of)
+            fully_shard(mixture.experts, mesh=experts, mp_policy=policy, shard_placement_fn=dim)
     last = len(model.blocks) - 1
     for index, block in enumerate(model.blocks):
         # Backward begins with the last block: it would be gathered again at once.
-        fully_shard(block, mesh=inner, mp_policy=policy, reshard_after_forward=index < last)
+        again = index < last
+        fully_shard(block, mesh=inner, mp_policy=policy, reshard_after_forward=again, shard_placement_fn=dim)
     outer = inner
     if mesh.tensor > 1:
         outer = make(tuple(range(mesh.world_size)), place.replica_ranks, place.block_ranks)
@@ -62,11 +63,13 @@ def _maker(groups: Groups, device_type: str) -> Callable[[Ranks, Ranks, Ranks], 
     return make
 
 
-def _expert_dim(experts: Experts, shards: int) -> Callable[[nn.Parameter], Shard | None]:
-    """Whole experts to each rank where there are enough of them, else rows of every expert."""
+def _dim_to_cut(shards: int) -> Callable[[nn.Parameter], Shard | None]:
+    """Rows, and of a stack of experts whole ones where there are enough of them, else rows of each."""
 
     def dim_of(parameter: nn.Parameter) -> Shard | None:
-        rows = parameter.shape[0] < shards and parameter.shape[1] % shards == 0
-        return Shard(1) if rows else None
+        stacked = parameter.dim() == 3
+        return (
+            Shard(1) if stacked and parameter.shape[0] < shards and parameter.shape[1] % shards == 0 else None
+        )
 
     return dim_of

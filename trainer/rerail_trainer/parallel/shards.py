@@ -38,9 +38,9 @@ class Holding:
 class Shard:
     """The local part of a tensor.
 
-    tensor: the memory itself, not a copy; shape: of the whole; offset: where the part begins in it. sharded:
-    false for a tensor that all ranks hold. copy: this rank's place among the `copies` that hold the same part;
-    0 and 1 for a tensor that all ranks hold, as this module does not know how many they are.
+    tensor: the memory itself, not a copy; shape: of the whole; offset: where the part begins in it.
+    sharded: false for a tensor that all ranks hold. copy, copies: this rank's place among those that hold
+    the same part; 0 and 1 for a tensor that was never marked, as nobody knows how many they are.
     """
 
     tensor: Tensor

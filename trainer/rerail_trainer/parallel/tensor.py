@@ -1,8 +1,8 @@
 """Tensor parallelism with the sequence cut between products (Korthikanti et al., 2022), on plain tensors.
 
 Between blocks a tensor rank holds its part of every sequence. Attention and feed-forward gather the whole
-sequence, work with this rank's heads or inner features, and sum their parts up while cutting the sequence again.
-Every rank's loss is that of its own positions, so the loss of all is the sum over all ranks, and every
+sequence, work with this rank's heads or inner features, and sum their parts up while cutting it again. Every
+rank's loss is that of its own positions, so the loss of all is the sum over all ranks, and every
 collective's gradient is its transpose: a parameter that tensor ranks hold alike gets a part of its gradient
 on each of them.
 
@@ -60,7 +60,8 @@ class SplitNorm(Norm):
         """x: [..., dim / parts] -> the same shape and dtype; squares are summed in float32."""
         wide = x.float()
         squares = _Summed.apply(wide.square().mean(-1, keepdim=True), self._group) / self._parts
-        return (wide * (squares + self.eps).rsqrt() * self.weight.float()).to(x.dtype)
+        normed: Tensor = wide * (squares + self.eps).rsqrt() * self.weight.float()
+        return normed.to(x.dtype)
 
 
 class _Gathered(torch.autograd.Function):
@@ -117,7 +118,7 @@ def gathered(x: Tensor, group: Any) -> Tensor:
 def scattered(x: Tensor, group: Any) -> Tensor:
     """[batch, time, dim] of each rank -> this rank's [batch, time / size, dim] of their sum."""
     size = dist.get_world_size(group)
-    parts = x.unflatten(1, (size, -1)).transpose(0, 1).contiguous()
+    parts = x.view(len(x), size, -1, x.shape[-1]).transpose(0, 1).contiguous()
     own = torch.empty_like(parts[0])
     dist.reduce_scatter_tensor(own, parts.flatten(0, 1), group=group)
     return own
