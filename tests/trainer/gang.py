@@ -19,9 +19,12 @@ SMALL = (
     "--model.layers=2", "--model.dim=32", "--model.heads=4", "--model.kv_heads=2", "--model.head_dim=8",
     "--model.ffn=48", "--model.seq_len=16", "--model.vocab=257", "--batch.tokens_per_step=256",
     "--batch.micro_batch=4", "--optim.lr=5e-3", "--optim.warmup_steps=2", "--train.steps=8",
-    "--checkpoint.every_steps=2", "--metrics.every=100", "--parallel.device=cpu",
+    "--checkpoint.every_steps=2", "--checkpoint.mode=sync", "--metrics.every=100", "--parallel.device=cpu",
 )  # fmt: skip
-"""A model that makes a step in milliseconds: 16 sequences a step, 8 steps, a save after every second one."""
+"""A model that makes a step in milliseconds: 16 sequences a step, 8 steps, a save after every second one.
+
+Training waits for each save: at this pace it would be past the next ones while one is written, and leave them out.
+"""
 
 PYTHONPATH = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "trainer"), str(ROOT)])
 
@@ -166,7 +169,7 @@ class Yard:
         return self.folder / "checkpoints"
 
     def start(self, *words: str, ranks: int = 1, env: dict[str, str] | None = None, **wishes: Any) -> Gang:
-        """Starts `ranks` ranks. wishes: at={rank, point, step, signal}; uid; missing=(ranks not started)."""
+        """Starts `ranks` ranks. wishes: at={rank, point, step or save, signal, victim}; uid; missing=(ranks not started)."""
         folder = self.folder / f"gang-{len(self.gangs)}"
         folder.mkdir(mode=0o777)
         folder.chmod(0o777)

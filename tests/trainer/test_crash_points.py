@@ -35,11 +35,12 @@ def test_kill_at_a_point_of_the_save(yard: Yard, uninterrupted: dict[int, float]
 def test_a_kill_between_taking_a_step_out_and_removing_it_leaves_nothing_for_ever(yard: Yard) -> None:
     """What pruning has taken out but not removed lies in the round's work folder, and goes with it."""
     yard.run("--train.steps=2", "--optim.horizon_steps=8")
-    rest = yard.checkpoints / ".work" / "1" / "pruned-step-00000001.abc"
+    [work] = (yard.checkpoints / ".work").iterdir()
+    rest = work / "pruned-step-00000001.abc"
     rest.mkdir()
     (rest / "rank-00000.json").write_text("{}")
     gang = yard.run()
-    gang.until(lambda: sorted(path.name for path in (yard.checkpoints / ".work").iterdir()) == ["2"])
+    gang.until(lambda: [path.name[:2] for path in (yard.checkpoints / ".work").iterdir()] == ["2."])
 
 
 def test_peers_of_a_killed_rank_end_by_themselves_with_a_code_outside_the_table(yard: Yard) -> None:

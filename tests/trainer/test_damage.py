@@ -102,8 +102,8 @@ def test_a_form_of_a_later_version_is_refused_and_not_set_aside(yard: Yard, two_
     file = two_steps / "MANIFEST.json"
     body = json.loads(file.read_text())
     del body["digest"]
-    file.write_bytes(seal({**body, "format": 2}))
+    file.write_bytes(seal({**body, "format": 3}))
     gang = yard.start(ranks=2)
     assert gang.wait() == [65, 65]
-    assert "has form 2, this trainer reads form 1" in gang.output()
+    assert "has form 3, this trainer reads forms 1 to 2" in gang.output()
     assert yard.committed() == [2, 4]

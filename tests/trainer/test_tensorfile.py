@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from rerail_trainer.checkpoint.dtypes import KINDS
 from rerail_trainer.checkpoint.load import fill_shard, read_pieces
 from rerail_trainer.checkpoint.manifest import seal, unseal
 from rerail_trainer.checkpoint.storage import PosixStorage
-from rerail_trainer.checkpoint.tensorfile import Damaged, Piece, read_index, read_piece, write_tensor_file
+from rerail_trainer.checkpoint.tensorfile import (
+    Damaged,
+    Part,
+    Written,
+    read_index,
+    read_piece,
+    write_tensor_file,
+)
 from rerail_trainer.parallel.shards import Shard
 
 VALUES = {
@@ -22,14 +30,22 @@ VALUES = {
 }
 
 
-def whole(name: str) -> Piece:
+def whole(name: str) -> tuple[Part, torch.Tensor]:
     value = VALUES[name]
-    return Piece(name, tuple(value.shape), (0,) * value.dim(), value)
+    return Part(name, tuple(value.shape), (0,) * value.dim(), tuple(value.shape), KINDS[value.dtype]), value
+
+
+def write(folder: Path, name: str, pieces: list[tuple[Part, torch.Tensor]]) -> Written:
+    values = [
+        memoryview(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        for _, value in pieces
+    ]
+    return write_tensor_file(PosixStorage(str(folder)), name, [part for part, _ in pieces], values)
 
 
 def test_values_come_back_as_they_were(tmp_path: Path) -> None:
     storage = PosixStorage(str(tmp_path))
-    written = write_tensor_file(storage, ".", "x.safetensors", [whole(name) for name in VALUES])
+    written = write(tmp_path, "x.safetensors", [whole(name) for name in VALUES])
     assert (tmp_path / "x.safetensors").stat().st_size == written.size
     for piece in read_index(storage, ".", written):
         assert torch.equal(read_piece(storage, piece), VALUES[piece.name])
@@ -37,7 +53,7 @@ def test_values_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_the_file_has_the_safetensors_form(tmp_path: Path) -> None:
-    write_tensor_file(PosixStorage(str(tmp_path)), ".", "x.safetensors", [whole("a")])
+    write(tmp_path, "x.safetensors", [whole("a")])
     data = (tmp_path / "x.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -49,7 +65,7 @@ def test_the_file_has_the_safetensors_form(tmp_path: Path) -> None:
 
 def test_every_single_flipped_byte_is_found(tmp_path: Path) -> None:
     storage = PosixStorage(str(tmp_path))
-    written = write_tensor_file(storage, ".", "x.safetensors", [whole("a"), whole("b")])
+    written = write(tmp_path, "x.safetensors", [whole("a"), whole("b")])
     file = tmp_path / "x.safetensors"
     good = file.read_bytes()
     for position in range(len(good)):
@@ -80,23 +96,21 @@ def test_a_tensor_cut_one_way_is_read_back_cut_another_way(
     files = []
     begin = 0
     for rank, part in enumerate(value.chunk(written_by)):
-        piece = Piece("t", (10, 7), (begin, 0), part.contiguous())
-        files.append(write_tensor_file(storage, ".", f"{rank}.safetensors", [piece]))
+        piece = Part("t", (10, 7), (begin, 0), tuple(part.shape), "F32")
+        files.append(write(tmp_path, f"{rank}.safetensors", [(piece, part.contiguous())]))
         begin += len(part)
     stored = read_pieces(storage, ".", tuple(files))["t"]
     begin = 0
     for part in value.chunk(read_by):
         room = torch.full_like(part, -1.0)
-        fill_shard(storage, Shard(room, (10, 7), (begin, 0), sharded=True, first_replica=True), stored)
+        fill_shard(storage, Shard(room, (10, 7), (begin, 0), sharded=True), stored)
         assert torch.equal(room, part)
         begin += len(part)
 
 
 def test_a_missing_part_is_found(tmp_path: Path) -> None:
     storage = PosixStorage(str(tmp_path))
-    part = Piece("t", (4, 2), (0, 0), torch.ones(2, 2))
-    stored = read_pieces(storage, ".", (write_tensor_file(storage, ".", "x", [part]),))["t"]
+    part = Part("t", (4, 2), (0, 0), (2, 2), "F32")
+    stored = read_pieces(storage, ".", (write(tmp_path, "x", [(part, torch.ones(2, 2))]),))["t"]
     with pytest.raises(Damaged, match="not complete"):
-        fill_shard(
-            storage, Shard(torch.zeros(4, 2), (4, 2), (0, 0), sharded=False, first_replica=True), stored
-        )
+        fill_shard(storage, Shard(torch.zeros(4, 2), (4, 2), (0, 0), sharded=False), stored)

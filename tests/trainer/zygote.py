@@ -37,14 +37,20 @@ def become_rank(request: dict[str, Any]) -> None:
 
 
 def observer_of(wish: dict[str, Any] | None) -> Any:
-    """An observer that sends this process a signal at one point of one save."""
+    """An observer that sends a signal at one point of one save: of a step, or of the save of that number.
+
+    victim: "rank", this process, or "writer", its writer, which waits at the point until the observer is done.
+    """
     if wish is None:
         return None
     number = signal.Signals[wish["signal"]]
+    begun = 0
 
-    def observe(point: SavePoint, step: int) -> None:
-        if point is SavePoint(wish["point"]) and step == wish["step"]:
-            os.kill(os.getpid(), number)
+    def observe(point: SavePoint, step: int, writer: int) -> None:
+        nonlocal begun
+        begun += point is SavePoint.DUE
+        if point is SavePoint(wish["point"]) and (step == wish.get("step") or begun == wish.get("save")):
+            os.kill(writer if wish.get("victim") == "writer" else os.getpid(), number)
 
     return observe
 

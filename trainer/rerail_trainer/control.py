@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +32,22 @@ class Control:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in rank order, on rank 0; nothing on the others."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.first else None
+        dist.gather_object(value, values, dst=0, group=self.group)
+        return values or []
+
+    def most(self, *values: int) -> list[int]:
+        """The largest of all ranks' values, one by one."""
+        if self.world_size == 1:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.int32)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.group)
+        return box.tolist()
 
     def share(self, value: T) -> T:
         """Rank 0's value on every rank."""
@@ -71,10 +87,13 @@ class Control:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What any rank wants the whole gang to do at a step boundary."""
+    """What any rank wants the whole gang to do at a step boundary, and how far the save under way is."""
 
     stop: bool = False
     save: bool = False
+    saving: bool = False
+    """Some rank's part of the save is not done yet."""
+    save_failed: bool = False
 
 
 class Agreement:
@@ -82,7 +101,7 @@ class Agreement:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._values = torch.zeros(2, dtype=torch.int32)
+        self._values = _numbers(Wishes())
         self._under_way: Any = None
 
     def exchange(self, own: Wishes) -> Wishes:
@@ -90,7 +109,7 @@ class Agreement:
         every rank calls it at every boundary.
         """
         agreed = self.finish()
-        self._values = torch.tensor([own.stop, own.save], dtype=torch.int32)
+        self._values = _numbers(own)
         if self._control.world_size > 1:
             self._under_way = dist.all_reduce(
                 self._values, op=dist.ReduceOp.MAX, group=self._control.group, async_op=True
@@ -102,6 +121,10 @@ class Agreement:
         if self._under_way is not None:
             self._under_way.wait()
             self._under_way = None
-        stop, save = self._values.tolist()
-        self._values = torch.zeros(2, dtype=torch.int32)
-        return Wishes(bool(stop), bool(save))
+        agreed = Wishes(*map(bool, self._values.tolist()))
+        self._values = _numbers(Wishes())
+        return agreed
+
+
+def _numbers(wishes: Wishes) -> torch.Tensor:
+    return torch.tensor(astuple(wishes), dtype=torch.int32)

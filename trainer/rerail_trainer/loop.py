@@ -10,11 +10,9 @@ from torch import Tensor
 
 from rerail_api.contract import ExitCode, ProgressPhase
 
-from .checkpoint.save import Position
 from .checkpoint.series import Series
-from .checkpoint.state import TrainingState
 from .config import Config
-from .control import Agreement, Wishes
+from .control import Agreement
 from .data.feed import Feed, MicroBatch
 from .evaluate.during import Evaluation
 from .failures import TrainerExit
@@ -22,8 +20,8 @@ from .meeting import Meeting
 from .optim import Optimizer, learning_rate
 from .parallel.layouts import Layout
 from .report.reports import Reports, StepReport
+from .saving import Saves
 from .stop import StopRequest
-from .timer import SaveTimer
 
 _COLLECT_EVERY = 1000
 
@@ -46,19 +44,19 @@ class Run:
 def train(run: Run, start: int) -> ExitCode:
     """Trains from `start` finished steps to the end, or until somebody wants it to stop."""
     step, total = start, run.config.train.steps
-    agreement, timer = Agreement(run.meeting.control), SaveTimer(run.config.checkpoint.every_seconds)
-    readings = Readings(run)
+    agreement, saves, readings = Agreement(run.meeting.control), Saves(run), Readings(run)
     while step < total:
         readings.add(step + 1, update(run, step))
         step += 1
-        wishes = agreement.exchange(Wishes(run.stop.requested, run.meeting.control.first and timer.due()))
-        if wishes.stop or wishes.save or step == total or step % run.config.checkpoint.every_steps == 0:
+        agreed = agreement.exchange(saves.wishes())
+        saves.advance(agreed)
+        if agreed.stop and step < total:
+            agreement.finish()
             readings.drain()
-            saved = save(run, step)
-            timer.restart()
-            if wishes.stop and step < total:
-                agreement.finish()
-                return ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_NOT_SAVED
+            return ExitCode.PREEMPTED_SAVED if saves.last(step) else ExitCode.PREEMPTED_NOT_SAVED
+        if saves.due(step, agreed) and step < total:
+            readings.drain()
+            saves.begin(step)
         if run.evaluation is not None and run.evaluation.due(step):
             readings.drain()
             evaluate(run, run.evaluation, step)
@@ -67,6 +65,8 @@ def train(run: Run, start: int) -> ExitCode:
         elif (step - start) % _COLLECT_EVERY == 0:
             gc.collect()
     agreement.finish()
+    readings.drain()
+    saves.last(step)
     return finish(run, step)
 
 
@@ -84,6 +84,8 @@ def update(run: Run, step: int) -> Tensor:
     loss = losses / tokens
     finite = torch.isfinite(loss + norm)
     rate = learning_rate(step, run.config.optim, run.config.horizon_steps)
+    if run.series is not None:
+        run.series.staged()
     run.optimizer.step(step + 1, rate, unless=(~finite).float())
     run.layout.zero_gradients()
     return torch.stack((loss.double(), norm.double(), finite.double()))
@@ -110,23 +112,6 @@ def rehearse(run: Run) -> None:
     with run.layout.backward(last=True):
         (run.layout.loss(*micro_batch) * 0.0).backward()  # type: ignore[no-untyped-call]
     run.layout.zero_gradients()
-
-
-def save(run: Run, step: int) -> bool:
-    """Saves `step` and tells of it; whether it is committed now."""
-    if run.series is None:
-        return False
-    if run.series.committed_step == step:
-        return True
-    run.reports.phase(ProgressPhase.SAVE)
-    config = run.config
-    position = Position(step, step * config.batch.tokens_per_step, step * config.sequences_per_step)
-    outcome = run.series.save(position, TrainingState(run.layout.model, run.optimizer))
-    if outcome.committed:
-        run.reports.committed(step, outcome.seconds, outcome.bytes)
-    else:
-        run.reports.save_failed(step, outcome.failure)
-    return outcome.committed
 
 
 def evaluate(run: Run, evaluation: Evaluation, step: int) -> None:

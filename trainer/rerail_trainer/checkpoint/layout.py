@@ -2,8 +2,8 @@
 
 OWNER.json                       whose folder this is
 .rounds/00000003.json            one record per round that began here, numbered in order of beginning
-.work/<round>/                   where that round writes; gone when a newer round has begun
-.work/<round>/step-00001200.ab12 a save under way
+.work/<round>.ab12cd34/          where that round writes; gone when a newer round has begun
+.work/<round>.../step-00001200.3 a save under way, the third of that process
 step-00001200/MANIFEST.json      a committed checkpoint
 step-00001200/rank-00000.*       tensors (safetensors) and host state (JSON) of one rank
 corrupt-step-00001200.ab12       found damaged at load; kept for a person
@@ -41,7 +41,22 @@ def sequence_of(name: str) -> int | None:
 
 
 def work_folder(round_: int) -> str:
-    return f"{WORK}/{round_}"
+    """A fresh name for the place where a round writes.
+
+    Fresh even for the same round begun once more: its former processes do not know this one.
+    """
+    return unique(f"{WORK}/{round_}")
+
+
+def round_of(name: str) -> int | None:
+    """The round whose work folder bears this name; None for one that was set aside."""
+    number = name.partition(".")[0]
+    return int(number) if number.isdecimal() else None
+
+
+def save_folder(work: str, step: int, count: int) -> str:
+    """Where save number `count` of this start writes: all ranks come to the same name, no other save does."""
+    return f"{work}/{step_folder(step)}.{count}"
 
 
 def unique(name: str) -> str:

@@ -13,7 +13,8 @@ from rerail_trainer.failures import TrainerExit
 
 from .tensorfile import Damaged, Written
 
-FORMAT = 1
+FORMAT = 2
+"""Form 1 said `mode` for `layout` and knew no tokenizer; it is read as well, and never written."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,11 @@ class Author:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One committed step. `step` counts finished optimizer steps;
-    `sample_index` is the next sample to take.
+    """One committed step.
+
+    step: finished optimizer steps; sample_index: the next sample to take; layout: how the ranks held the
+    state, in words, equal only where every rank holds the same parts; tokenizer: its digest, or how it is
+    called; empty where nobody said.
     """
 
     step: int
@@ -40,7 +44,8 @@ class Manifest:
     data_digest: str
     torch_version: str
     world_size: int
-    mode: str
+    layout: str
+    tokenizer: str
     time: float
     author: Author
     files: tuple[Written, ...]
@@ -55,8 +60,12 @@ def decode(path: str, data: bytes) -> Manifest:
     TrainerExit for a form that is not known.
     """
     body = unseal(path, data)
-    if body.get("format") != FORMAT:
-        message = f"{path} has form {body.get('format')}, this trainer reads form {FORMAT}"
+    form = body.get("format")
+    if form == 1:
+        body = {**body, "layout": body["mode"], "tokenizer": ""}
+        del body["mode"]
+    elif form != FORMAT:
+        message = f"{path} has form {form}, this trainer reads forms 1 to {FORMAT}"
         raise TrainerExit(ExitCode.DATA_MISMATCH, message)
     files = tuple(Written(**entry) for entry in body.pop("files"))
     return Manifest(**{**body, "files": files, "author": Author(**body["author"])})

@@ -1,8 +1,8 @@
 """Which round may write: the fence that makes a left-over process of an older round harmless.
 
-Every save happens in .work/<round>/, which only this module makes and nobody makes again. A new round
-renames the older ones aside *before* it lists what is committed, so an older round's rename comes either
-before that listing, and counts, or fails because its source is gone.
+Every save happens in .work/<round>.<random>/, which only this module makes and nobody makes again. A new
+round renames the older ones aside *before* it lists what is committed, so an older round's rename comes
+either before that listing, and counts, or fails because its source is gone.
 """
 
 import time
@@ -69,8 +69,9 @@ def begin(storage: Storage, identity: JobIdentity, take_over: str, lease_seconds
             storage.make_folder(folder)
     sequence = max((record.sequence for record in records), default=0) + 1
     author = Author(identity.job, identity.uid, round_, sequence)
-    _fence(storage, author)
-    return Tenure(author, layout.work_folder(round_), previous)
+    tenure = Tenure(author, layout.work_folder(round_), previous)
+    _fence(storage, tenure)
+    return tenure
 
 
 def record_start(storage: Storage, tenure: Tenure, resumed_from: int) -> None:
@@ -107,20 +108,20 @@ def sweep(storage: Storage, uid: str) -> None:
             storage.remove_folder(path)
 
 
-def _fence(storage: Storage, author: Author) -> None:
-    own = layout.work_folder(author.round)
+def _fence(storage: Storage, tenure: Tenure) -> None:
+    author = tenure.author
     for name in storage.names(layout.WORK):
         if name.startswith(_ASIDE):
             continue
         path = f"{layout.WORK}/{name}"
-        newer = name.isdecimal() and int(name) > author.round
+        newer = (layout.round_of(name) or 0) > author.round
         if newer and _work_uid(storage, path) == author.uid != LOCAL_JOB:
             raise Superseded(f"round {author.round} of job {author.job} is over: round {name} has begun")
         # The same round once more is a restart inside it: its former processes are shut out just as well.
         with suppress(FileNotFoundError):
             storage.rename(path, f"{layout.WORK}/{layout.unique(_ASIDE + name)}")
-    storage.make_folder(own)
-    storage.write(f"{own}/{layout.WORK_OWNER}", [seal(asdict(author))])
+    storage.make_folder(tenure.work)
+    storage.write(f"{tenure.work}/{layout.WORK_OWNER}", [seal(asdict(author))])
 
 
 def _work_uid(storage: Storage, path: str) -> str:

@@ -1,45 +1,35 @@
-"""Saving, which all ranks do together: stage, write, and one rename by rank 0 that makes it a checkpoint.
+"""Saving, which all ranks do together while training goes on.
 
-The three parts meet in values only (`Snapshot`, `Written`), so that writing can move to another process.
+A save has two phases. First every rank's writer brings that rank's files to a work folder; then the writer
+of rank 0 adds the manifest and makes the folder a checkpoint by one rename. The ranks learn that a phase is
+over, or that it failed somewhere, by two numbers that travel with the agreement they make at every step
+boundary anyway, one step late; `wait` makes the same moves without steps in between.
 """
 
-import hashlib
-import json
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 
 from rerail_trainer.control import Control
+from rerail_trainer.failures import Superseded
 
 from . import layout
-from .committed import commit, prune, superseded
-from .manifest import Manifest
+from .points import Observer, SavePoint
 from .rounds import Tenure
-from .state import Snapshot, TrainingState, capture
-from .storage import Storage
-from .tensorfile import Written, write_tensor_file
+from .staging import Berth, Staging, berths_of, room_for
+from .state import TrainingState, parts_of, random_state
+from .writer_process import WriterProcess
 
+__all__ = ["Observer", "Outcome", "Position", "Retention", "SavePoint", "Saver", "Training"]
 
-class SavePoint(Enum):
-    """Moments of a save, in order, at which a process may die without harm; reported to an observer."""
-
-    DUE = "due"
-    FOLDER_MADE = "folder-made"
-    STAGED = "staged"
-    TENSORS_WRITTEN = "tensors-written"
-    FILES_WRITTEN = "files-written"
-    ALL_RANKS_WRITTEN = "all-ranks-written"
-    MANIFEST_WRITTEN = "manifest-written"
-    COMMITTED = "committed"
-    PRUNED = "pruned"
-
-
-Observer = Callable[[SavePoint, int], None]
-"""Told every point and the step; the trainer passes one that does nothing."""
+_PATIENCE_SECONDS = 0.5
+"""So long a rank listens to its own writer before it asks the others again how far they are."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +43,13 @@ class Position:
 
 @dataclass(frozen=True)
 class Training:
-    """What stays the same over all saves of a run."""
+    """What stays the same over all saves of a run; the manifest tells of it."""
 
     identity: dict[str, Any]
     config_hash: str
     data_digest: str
-    mode: str
+    layout: str
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,126 +60,264 @@ class Retention:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a save ended, equal on all ranks: `failure` is empty when the step is committed."""
+    """How a save ended, equal on all ranks.
 
-    step: int
-    failure: str
-    seconds: float
-    bytes: int
+    step: None when a writer died while nothing was being saved; failure: empty when the step is committed;
+    reason: a word for it, for the metric; seconds: from the begin to the commit; stall_seconds: how long
+    training waited, on rank 0; time: of the commit, in Unix seconds.
+    """
+
+    step: int | None
+    failure: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+    stall_seconds: float = 0.0
+    bytes: int = 0
+    time: float = 0.0
 
     @property
     def committed(self) -> bool:
         return not self.failure
 
 
+class _Phase(Enum):
+    IDLE = "idle"
+    WRITING = "writing"
+    COMMITTING = "committing"
+
+
 class Saver:
-    """Saves steps of one round. Every method is called by all ranks together."""
+    """Saves steps of one round. Every method but `own` and `staged` is called by all ranks together."""
 
-    def __init__(self, control: Control, storage: Storage, tenure: Tenure, training: Training) -> None:
-        self._control, self._storage, self._tenure, self._training = control, storage, tenure, training
+    def __init__(
+        self, control: Control, root: str, tenure: Tenure, training: Training, device: torch.device
+    ) -> None:
+        self._control, self._root, self._tenure, self._training = control, root, tenure, training
+        self._staging = Staging(device)
+        self._writer = WriterProcess(self._staging.descriptor)
+        self._phase, self._stale = _Phase.IDLE, False
+        self._count, self._began = 0, 0.0
+        self._stalled, self._stall_began = 0.0, 0.0
+        self._room: threading.Thread | None = None
+        self._pruning = False
+        self._position = Position(0, 0, 0)
+        self._files: list[dict[str, Any]] = []
+        self._berths: tuple[Berth, ...] = ()
+        self._known: list[int] = []
+        self._order: dict[str, Any] | None = None
+        self._observer: Observer | None = None
         self.retention = Retention(keep=2, keep_every=0)
-        self.observer: Observer = lambda point, step: None
 
-    def save(self, position: Position, state: TrainingState) -> Outcome:
-        """Commits `position`, or says why not; then training can go on all the same.
+    @property
+    def under_way(self) -> bool:
+        return self._phase is not _Phase.IDLE
+
+    def get_ready(self, state: TrainingState) -> None:
+        """Starts the writer and takes the memory, so that the first save costs no more than the others."""
+        self._writer.start()
+        size = room_for(self._placed(state))
+        self._room = threading.Thread(target=self._staging.reserve, args=(size,), name="staging", daemon=True)
+        self._room.start()
+
+    def observe(self, observer: Observer) -> None:
+        """Lets `observer` see every point of every save."""
+        self._observer = observer
+        self._writer.observer = lambda point, pid: observer(point, self._position.step, pid)
+
+    def begin(self, position: Position, state: TrainingState) -> None:
+        """Copies the state and sets the writers to work. After `staged` the state may change."""
+        if self.under_way:
+            raise RuntimeError(f"step {self._position.step} is still being saved")
+        self._began, self._stalled = time.monotonic(), 0.0
+        with self._stall():
+            if self._room is not None:
+                self._room.join()
+            self._position = position
+            self._reached(SavePoint.DUE)
+            self._count += 1
+            berths = self._placed(state)
+            self._staging.fill(berths)
+            self._order = self._order_to_write(berths)
+            self._enter(_Phase.WRITING)
+            if not self._staging.beside:
+                self.staged()
+
+    def staged(self) -> None:
+        """Waits until the state is copied; costs nothing when no copy is under way."""
+        if self._order is None:
+            return
+        with self._stall():
+            self._staging.wait()
+            self._reached(SavePoint.STAGED)
+            self._writer.order("write", **self._order)
+            self._order = None
+
+    def own(self) -> tuple[bool, bool]:
+        """(this rank's part of the phase is not done yet, it has failed): what the others must know."""
+        self._writer.listen()
+        replies = self._writer.replies
+        if self._phase is _Phase.COMMITTING and not self._control.first:
+            return False, False
+        awaited = self._awaited
+        failed = bool(self._writer.death) or "failed" in replies.get(awaited, {})
+        return bool(awaited) and awaited not in replies and not failed, failed
+
+    def advance(self, saving: bool, failed: bool) -> Outcome | None:
+        """A step boundary, with what all ranks agreed on one boundary ago; the outcome if that ends a save.
 
         Raises Superseded on all ranks when a newer round owns the folder.
         """
-        began, step = time.monotonic(), position.step
-        self.observer(SavePoint.DUE, step)
-        try:
-            work = self._control.first_rank_does(lambda: self._open(step))
-            self.observer(SavePoint.FOLDER_MADE, step)
-            snapshot = capture(state, self._control.rank, self._control.world_size)
-            self.observer(SavePoint.STAGED, step)
-            files, failure = self._write_all(work, snapshot, step)
-            if not failure:
-                self._control.first_rank_does(lambda: self._commit(work, position, files))
-        except OSError as error:
-            files, failure = [], _spoken(error)
-        if failure:
-            self._control.first_rank_does(lambda: self._drop(step))
-        size = sum(written.size for written in files)
-        return Outcome(step, failure, time.monotonic() - began, size)
+        if self._stale:
+            # Sent before this phase began: it speaks of the one before.
+            self._stale = False
+            return None
+        with self._stall():
+            return self._move(saving, failed)
 
-    def _open(self, step: int) -> str:
-        work = f"{self._tenure.work}/{layout.unique(layout.step_folder(step))}"
-        try:
-            self._storage.make_folder(work)
-        except FileNotFoundError as error:
-            raise superseded(self._tenure, step) from error
-        return work
+    def wait(self) -> Outcome:
+        """Does nothing else until the save under way has ended. Raises Superseded as `advance` does."""
+        self.staged()
+        with self._stall():
+            while True:
+                if self.own()[0]:
+                    self._writer.listen(_PATIENCE_SECONDS)
+                outcome = self._move(*map(bool, self._control.most(*self.own())))
+                if outcome is not None:
+                    return outcome
 
-    def _write_all(self, work: str, snapshot: Snapshot, step: int) -> tuple[list[Written], str]:
-        """The files of all ranks, or why some rank could not write its own."""
-        files, failure = [], ""
-        try:
-            files = write_rank_files(self._storage, work, self._control.rank, snapshot, self._after(step))
-        except OSError as error:
-            failure = f"rank {self._control.rank}: {_spoken(error)}"
-        self.observer(SavePoint.FILES_WRITTEN, step)
-        results = self._control.collect((files, failure))
-        self.observer(SavePoint.ALL_RANKS_WRITTEN, step)
-        failures = [text for _, text in results if text]
-        if failures and not self._control.first_rank_does(
-            lambda: bool(self._storage.names(self._tenure.work))
-        ):
-            raise superseded(self._tenure, step)
-        return [written for own, _ in results for written in own], failures[0] if failures else ""
+    def pruned(self, wait: bool = False) -> str:
+        """Why older steps could not be removed after the last commit, told once; rank 0 alone knows.
 
-    def _after(self, step: int) -> Callable[[SavePoint], None]:
-        return lambda point: self.observer(point, step)
+        wait: until it is known. With the end of the process the writer's end comes, too.
+        """
+        while self._pruning and not self._writer.death:
+            self._writer.listen(_PATIENCE_SECONDS if wait else 0.0)
+            self._pruning = "prune" not in self._writer.replies
+            if not wait:
+                break
+        return str(self._writer.replies.pop("prune", {}).get("text", ""))
 
-    def _commit(self, work: str, position: Position, files: list[Written]) -> None:
-        step = position.step
-        manifest = Manifest(
-            **vars(position),
-            **vars(self._training),
-            torch_version=torch.__version__,
-            world_size=self._control.world_size,
-            time=time.time(),
-            author=self._tenure.author,
-            files=tuple(files),
+    def close(self) -> None:
+        """Ends the writer; a save under way is lost."""
+        self._writer.stop()
+
+    def _move(self, saving: bool, failed: bool) -> Outcome | None:
+        if failed:
+            return self._give_up()
+        if saving or self._phase is _Phase.IDLE:
+            return None
+        if self._phase is _Phase.WRITING:
+            self._commit()
+            return None
+        return self._end()
+
+    def _commit(self) -> None:
+        """All ranks have written: rank 0's writer can make it a checkpoint."""
+        gathered = self._control.gather(self._writer.replies["write"]["files"])
+        self._files = [file for own in gathered for file in own]
+        self._reached(SavePoint.ALL_RANKS_WRITTEN)
+        if self._control.first:
+            manifest = {
+                **asdict(self._position),
+                **asdict(self._training),
+                "torch_version": torch.__version__,
+                "world_size": self._control.world_size,
+                "files": self._files,
+            }
+            retention = (self.retention.keep, self.retention.keep_every)
+            # The answer about pruning belongs to the commit before, and has been told by now.
+            self._writer.replies.pop("prune", None)
+            self._writer.order("commit", **self._whereabouts(), manifest=manifest, retention=retention)
+        self._enter(_Phase.COMMITTING)
+
+    def _end(self) -> Outcome:
+        reply = self._writer.replies.get("commit", {})
+        size = sum(file["size"] for file in self._files)
+        seconds = reply.get("clock", 0.0) - self._began
+        outcome = Outcome(
+            self._position.step,
+            seconds=seconds,
+            stall_seconds=self._stalled + time.monotonic() - self._stall_began,
+            bytes=size,
+            time=reply.get("time", 0.0),
         )
+        self._pruning = self._control.first
+        self._enter(_Phase.IDLE)
+        return self._control.share(outcome)
+
+    def _give_up(self) -> Outcome:
+        """Some rank's writer failed or died; all are ready for the next save afterwards."""
+        step = self._position.step if self.under_way else None
+        own = self._failure()
+        if self.own()[0] or self._writer.death:
+            self._writer.start()
+        told = [(rank, *failure) for rank, failure in enumerate(self._control.gather(own)) if failure]
+        rank, reason, text = self._control.share(told[0] if told else (0, "writer", "nobody knows why"))
+        if reason == "superseded":
+            raise Superseded(text)
+        if step is not None and self._control.first:
+            self._writer.order("drop", **self._whereabouts())
+        self._order = None
+        self._enter(_Phase.IDLE)
+        return Outcome(step, failure=f"rank {rank}: {text}", reason=reason)
+
+    def _failure(self) -> tuple[str, str] | None:
+        if self._writer.death:
+            return "writer", self._writer.death
+        reply = self._writer.replies.get(self._awaited, {})
+        return (reply["reason"], reply["text"]) if "failed" in reply else None
+
+    @property
+    def _awaited(self) -> str:
+        """The order whose answer this phase waits for."""
+        return {_Phase.WRITING: "write", _Phase.COMMITTING: "commit"}.get(self._phase, "")
+
+    def _order_to_write(self, berths: tuple[Berth, ...]) -> dict[str, Any]:
+        return {
+            **self._whereabouts(),
+            "rank": self._control.rank,
+            "size": self._staging.size,
+            "parts": [
+                (part.name, part.shape, part.offset, part.sizes, part.kind)
+                for part in (berth.part for berth in berths)
+            ],
+            "places": [berth.at for berth in berths],
+            "host": {"random": random_state()},
+        }
+
+    def _whereabouts(self) -> dict[str, Any]:
+        step, tenure = self._position.step, self._tenure
+        return {
+            "root": self._root,
+            "tenure": {"author": asdict(tenure.author), "work": tenure.work},
+            "folder": layout.save_folder(tenure.work, step, self._count),
+            "step": step,
+        }
+
+    def _placed(self, state: TrainingState) -> tuple[Berth, ...]:
+        """This rank's parts; found anew only where the state holds other tensors than before."""
+        known = state.known()
+        if known != self._known:
+            self._berths = berths_of(parts_of(state, self._control.rank, self._control.world_size))
+            self._known = known
+        return self._berths
+
+    def _enter(self, phase: _Phase) -> None:
+        self._phase, self._stale = phase, True
+
+    def _reached(self, point: SavePoint) -> None:
+        if self._observer is not None:
+            self._observer(point, self._position.step, self._writer.pid)
+
+    @contextmanager
+    def _stall(self) -> Iterator[None]:
+        """Time in which training waits; such a time inside another counts once."""
+        if self._stall_began:
+            yield
+            return
+        self._stall_began = time.monotonic()
         try:
-            self._storage.write(f"{work}/{layout.MANIFEST}", [manifest.encode()])
-        except FileNotFoundError as error:
-            raise superseded(self._tenure, step) from error
-        self.observer(SavePoint.MANIFEST_WRITTEN, step)
-        commit(self._storage, self._tenure, work, manifest)
-        self.observer(SavePoint.COMMITTED, step)
-
-    def prune(self, step: int) -> str:
-        """Removes what retention lets go, after a commit of `step`; why not, where that failed."""
-        retention = self.retention
-        try:
-            self._control.first_rank_does(
-                lambda: prune(self._storage, self._tenure, retention.keep, retention.keep_every)
-            )
-        except OSError as error:
-            return _spoken(error)
-        self.observer(SavePoint.PRUNED, step)
-        return ""
-
-    def _drop(self, step: int) -> None:
-        """Gives the space of failed saves back, so that the next one has a chance."""
-        prefix = layout.step_folder(step)
-        for name in self._storage.names(self._tenure.work):
-            if name.startswith(prefix):
-                self._storage.remove_folder(f"{self._tenure.work}/{name}")
-
-
-def write_rank_files(
-    storage: Storage, work: str, rank: int, snapshot: Snapshot, reached: Callable[[SavePoint], None]
-) -> list[Written]:
-    """Writes one rank's part durably; touches neither model nor other ranks, so any process may run it."""
-    tensors = write_tensor_file(storage, work, layout.tensor_file(rank), snapshot.pieces)
-    reached(SavePoint.TENSORS_WRITTEN)
-    data = json.dumps(snapshot.host, sort_keys=True).encode()
-    size = storage.write(f"{work}/{layout.host_file(rank)}", [data])
-    return [tensors, Written(layout.host_file(rank), size, hashlib.sha256(data).hexdigest(), covers="all")]
-
-
-def _spoken(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}"
+            yield
+        finally:
+            self._stalled += time.monotonic() - self._stall_began
+            self._stall_began = 0.0

@@ -1,7 +1,6 @@
 """The checkpoints of one run from start to end: claim the folder, resume, save, prune, release."""
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from . import layout, ownership, rounds
 from .load import Loaded, Loader
 from .probe import open_root, probe, sees
 from .save import Observer, Outcome, Position, Retention, Saver, Training
-from .state import TrainingState
-from .storage import PosixStorage, Storage
+from .state import TrainingState, device_of
+from .storage import Storage, open_storage
 
 Say = Callable[[str], None]
 """Tells people one line; only rank 0 has something to say."""
@@ -66,32 +65,64 @@ class Series:
             self.say(f"continued from job {self._tenure.taken_over.job}, step {start.step}")
         self.committed_step = start.step
         self.last_commit_time = loaded.manifest.time if loaded else 0.0
-        self._saver = Saver(self._control, self._storage, self._tenure, training)
-        self._saver.retention = Retention(config.keep, config.keep_every)
+        saver = Saver(self._control, self._storage.root, self._tenure, training, device_of(state))
+        saver.retention = Retention(config.keep, config.keep_every)
+        saver.get_ready(state)
+        self._saver = saver
         return start
 
     def observe_saves(self, observer: Observer) -> None:
         """Lets `observer` see every point of every save."""
-        self._opened().observer = observer
+        self._opened().observe(observer)
 
-    def save(self, position: Position, state: TrainingState) -> Outcome:
-        """Commits a step and lets old ones go; an outcome that failed leaves everything as it was."""
-        if not self._control.first_rank_does(self._still_ours):
-            raise TrainerExit(
-                ExitCode.RETRY_IN_PLACE,
-                f"{self._storage.root} was claimed by another job or a newer round: not saved",
-            )
-        outcome = self._opened().save(position, state)
-        if outcome.committed:
-            self.committed_step, self.last_commit_time = position.step, time.time()
-            problem = self._opened().prune(position.step)
-            if problem and self._control.first:
-                self.say(f"older steps could not be removed: {problem}")
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._opened().under_way
+
+    def begin(self, position: Position, state: TrainingState) -> None:
+        """Starts to save a step; training may go on, and `staged` says when the state may change."""
+        self._opened().begin(position, state)
+
+    def staged(self) -> None:
+        """Comes before every change of the state: waits until what is being saved has been copied."""
+        self._opened().staged()
+
+    def own_part(self) -> tuple[bool, bool]:
+        """(this rank's part of a save is not done yet, it has failed), to be agreed on with the others."""
+        return self._opened().own()
+
+    def advance(self, saving: bool, failed: bool) -> Outcome | None:
+        """A step boundary: the agreed state of the save; its outcome if it has ended. An outcome that failed
+        leaves everything as it was.
+        """
+        return self._noted(self._opened().advance(saving, failed))
+
+    def wait(self) -> Outcome:
+        """Waits until the save under way has ended."""
+        outcome = self._noted(self._opened().wait())
+        assert outcome is not None  # noqa: S101
         return outcome
+
+    def finish_pruning(self) -> None:
+        """Waits until older steps are removed, too."""
+        self._tell_of_pruning(self._opened().pruned(wait=True))
+
+    def _noted(self, outcome: Outcome | None) -> Outcome | None:
+        self._tell_of_pruning(self._opened().pruned())
+        if outcome is not None and outcome.step is not None and outcome.committed:
+            self.committed_step, self.last_commit_time = outcome.step, outcome.time
+        return outcome
+
+    def _tell_of_pruning(self, problem: str) -> None:
+        if problem:
+            self.say(f"older steps could not be removed: {problem}")
 
     def close(self, code: ExitCode) -> None:
         """Writes into the owner's record how this run ended; never raises, and needs rank 0 alone."""
         self._ended.set()
+        if self._saver is not None:
+            self._saver.close()
         if self._control.first:
             state = ownership.FINISHED if code == ExitCode.DONE else ownership.STOPPED
             with suppress(OSError):
@@ -138,7 +169,7 @@ def open_series(
 
     Raises BadConfig for a folder that cannot be used or is another's, Superseded for a newer round.
     """
-    storage = PosixStorage(config.dir)
+    storage = open_storage(config.dir)
 
     def claim() -> rounds.Tenure:
         open_root(storage.root)

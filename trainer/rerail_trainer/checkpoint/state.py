@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rerail_trainer.optim import Optimizer
 from rerail_trainer.parallel.shards import Shard, local_shard
 
-from .tensorfile import Piece
+from .dtypes import KINDS
+from .tensorfile import Part
 
 MODEL, OPTIMIZER = "model.", "optim."
 
@@ -26,39 +27,36 @@ class TrainingState:
     model: nn.Module
     optimizer: Optimizer
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A copy of one rank's part, on the CPU, independent of the live objects."""
-
-    pieces: tuple[Piece, ...]
-    host: dict[str, Any]
+    def known(self) -> list[int]:
+        """Equal for two calls when the state consists of the same tensors, whatever their values."""
+        return [id(tensor) for _, tensor, _ in _saved(self)]
 
 
-def capture(state: TrainingState, rank: int, world_size: int) -> Snapshot:
-    """Copies this rank's part. What all ranks hold is written by one of them,
-    chosen to even out the bytes.
+def device_of(state: TrainingState) -> torch.device:
+    """Where the state lies on this rank."""
+    return next(iter(state.model.parameters())).device
+
+
+def parts_of(state: TrainingState, rank: int, world_size: int) -> list[tuple[Part, Tensor, bool]]:
+    """What this rank saves: each part, its live memory, and whether that is a buffer, which a forward pass
+    may change.
+
+    What all ranks hold is saved by one of them, chosen to even out the bytes.
     """
-    shards = [(name, local_shard(tensor)) for name, tensor in named_tensors(state)]
-    writers = _writers([(name, shard) for name, shard in shards if not shard.sharded], world_size)
-    pieces = [
-        Piece(name, shard.shape, shard.offset, _copied(shard.tensor))
-        for name, shard in shards
+    shards = [(name, local_shard(tensor), early) for name, tensor, early in _saved(state)]
+    writers = _writers([(name, shard) for name, shard, _ in shards if not shard.sharded], world_size)
+    return [
+        (Part(name, shard.shape, shard.offset, tuple(shard.tensor.shape), KINDS[shard.tensor.dtype]), *rest)
+        for name, shard, early in shards
         if (shard.first_replica and shard.tensor.numel() if shard.sharded else writers[name] == rank)
+        for rest in ((shard.tensor, early),)
     ]
-    return Snapshot(tuple(pieces), {"random": random_state()})
 
 
 def named_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that is saved, with its name: parameters, persistent buffers, optimizer state."""
-    seen: set[int] = set()
-    for name, tensor in state.model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:  # a tied head is the embedding once more
-            seen.add(id(tensor))
-            yield MODEL + name, tensor
-    for name, parameter in state.model.named_parameters():
-        for key, moment in sorted(state.optimizer.state[parameter].items()):
-            yield f"{OPTIMIZER}{name}.{key}", moment
+    for name, tensor, _ in _saved(state):
+        yield name, tensor
 
 
 def random_state() -> dict[str, Any]:
@@ -92,6 +90,17 @@ def seed_random_state(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(mixed)
 
 
+def _saved(state: TrainingState) -> Iterator[tuple[str, Tensor, bool]]:
+    seen: set[int] = set()
+    for name, tensor in state.model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:  # a tied head is the embedding once more
+            seen.add(id(tensor))
+            yield MODEL + name, tensor, not isinstance(tensor, nn.Parameter)
+    for name, parameter in state.model.named_parameters():
+        for key, moment in sorted(state.optimizer.state[parameter].items()):
+            yield f"{OPTIMIZER}{name}.{key}", moment, False
+
+
 def _writers(shared: list[tuple[str, Shard]], world_size: int) -> dict[str, int]:
     """Largest first, each to the rank with the least so far: every rank comes to the same table by itself."""
     loads: dict[int, int] = defaultdict(int)
@@ -101,12 +110,6 @@ def _writers(shared: list[tuple[str, Shard]], world_size: int) -> dict[str, int]
         loads[writer] += shard.tensor.nbytes
         writers[name] = writer
     return writers
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    copy.copy_(tensor)
-    return copy
 
 
 def _text(state: Tensor) -> str:

@@ -3,32 +3,29 @@
 The form: 8 bytes little-endian header length, a JSON header, then the raw bytes. Which part of which tensor a
 piece is, and its SHA-256, stand in the header's metadata under "pieces". The header's own digest stands in
 the manifest, so manifest -> header -> piece is a chain, and reading one piece verifies that piece alone.
+Digests are taken before the first byte is written: the bytes lie in memory, and a header that comes first
+needs no second visit to the file, which object storage could not offer. Torch-free but for `read_piece`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .storage import Storage
 
-_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+WIDTHS = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes of one value of each kind, by the names that safetensors gives them."""
+CHUNK_BYTES = 16 * 1024 * 1024
+"""So much of a piece is in memory at a time while it is read."""
 _ALIGNMENT = 64
 
 
@@ -41,18 +38,22 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A box of a tensor: its place in the whole, and its values, contiguous on the CPU."""
+class Part:
+    """A box of a tensor: the whole's name and shape, where the box begins in it, its sizes, its kind."""
 
     name: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
-    tensor: Tensor
+    sizes: tuple[int, ...]
+    kind: str
 
     @property
     def key(self) -> str:
-        whole = tuple(self.tensor.shape) == self.shape
-        return self.name if whole else f"{self.name}@{','.join(map(str, self.offset))}"
+        return self.name if self.sizes == self.shape else f"{self.name}@{','.join(map(str, self.offset))}"
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.sizes) * WIDTHS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,16 @@ class StoredPiece:
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     sizes: tuple[int, ...]
-    dtype: torch.dtype
+    kind: str
     start: int
     length: int
     sha256: str
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        from .dtypes import DTYPES
+
+        return DTYPES[self.kind]
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,13 @@ class Written:
     covers: str
 
 
-def write_tensor_file(storage: Storage, folder: str, name: str, pieces: Sequence[Piece]) -> Written:
-    """Writes `pieces` durably to folder/name. OSError as the storage raises it."""
-    views = [_bytes_of(piece.tensor) for piece in pieces]
-    header = _header(pieces, views)
-    size = storage.write(f"{folder}/{name}", _stream(header, views))
+def write_tensor_file(
+    storage: Storage, path: str, parts: Sequence[Part], values: Sequence[memoryview]
+) -> Written:
+    """Writes parts, whose bytes are `values`, durably to `path`. OSError as the storage raises it."""
+    header = _header(parts, values)
+    size = storage.write(path, _stream(header, values))
+    name = path.rpartition("/")[2]
     return Written(name, size, hashlib.sha256(header).hexdigest(), covers="header")
 
 
@@ -104,11 +113,30 @@ def read_index(storage: Storage, folder: str, written: Written) -> list[StoredPi
     return [_stored(path, start, tree[key], place) for key, place in placed.items()]
 
 
-def read_piece(storage: Storage, piece: StoredPiece) -> Tensor:
-    """The values of one piece, verified; CPU tensor of shape `piece.sizes`. Raises Damaged."""
-    data = bytearray(storage.read(piece.path, piece.start, piece.length))
-    if len(data) != piece.length or hashlib.sha256(data).hexdigest() != piece.sha256:
+def read_chunks(storage: Storage, piece: StoredPiece, chunk: int, check: bool = True) -> Iterator[bytes]:
+    """The bytes of a piece, `chunk` at a time. Raises Damaged: for a short read at once,
+    for a wrong digest after the last chunk.
+    """
+    digest = hashlib.sha256()
+    for begin in range(0, piece.length, chunk):
+        length = min(chunk, piece.length - begin)
+        data = storage.read(piece.path, piece.start + begin, length)
+        if len(data) != length:
+            raise Damaged(piece.path, f"{piece.name} is cut short")
+        if check:
+            digest.update(data)
+        yield data
+    if check and digest.hexdigest() != piece.sha256:
         raise Damaged(piece.path, f"the digest of {piece.name} is wrong")
+
+
+def read_piece(storage: Storage, piece: StoredPiece) -> "Tensor":
+    """The values of one piece, verified; CPU tensor of shape `piece.sizes`. Raises Damaged."""
+    import torch
+
+    data = bytearray()
+    for chunk in read_chunks(storage, piece, CHUNK_BYTES):
+        data += chunk
     if not data:
         return torch.empty(piece.sizes, dtype=piece.dtype)
     return torch.frombuffer(data, dtype=piece.dtype).view(piece.sizes)
@@ -122,25 +150,24 @@ def _stored(path: str, start: int, entry: dict[str, Any], place: dict[str, Any])
         shape=tuple(place["shape"]),
         offset=tuple(place["offset"]),
         sizes=tuple(entry["shape"]),
-        dtype=_DTYPES[entry["dtype"]],
+        kind=entry["dtype"],
         start=start + begin,
         length=end - begin,
         sha256=place["sha256"],
     )
 
 
-def _header(pieces: Iterable[Piece], views: Sequence[memoryview]) -> bytes:
+def _header(parts: Sequence[Part], values: Sequence[memoryview]) -> bytes:
     entries: dict[str, Any] = {}
     placed: dict[str, Any] = {}
     begin = 0
-    for piece, view in zip(pieces, views, strict=True):
+    for part, view in zip(parts, values, strict=True):
         end = begin + len(view)
-        dtype = _NAMES[piece.tensor.dtype]
-        entries[piece.key] = {"dtype": dtype, "shape": list(piece.tensor.shape), "data_offsets": [begin, end]}
-        placed[piece.key] = {
-            "tensor": piece.name,
-            "shape": list(piece.shape),
-            "offset": list(piece.offset),
+        entries[part.key] = {"dtype": part.kind, "shape": list(part.sizes), "data_offsets": [begin, end]}
+        placed[part.key] = {
+            "tensor": part.name,
+            "shape": list(part.shape),
+            "offset": list(part.offset),
             "sha256": hashlib.sha256(view).hexdigest(),
         }
         begin = end
@@ -150,11 +177,6 @@ def _header(pieces: Iterable[Piece], views: Sequence[memoryview]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _stream(header: bytes, views: Sequence[memoryview]) -> Iterator[bytes | memoryview]:
+def _stream(header: bytes, values: Sequence[memoryview]) -> Iterator[bytes | memoryview]:
     yield header
-    yield from views
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+    yield from values

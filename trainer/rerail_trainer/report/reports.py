@@ -5,13 +5,16 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rerail_api.contract import ProgressPhase
 from rerail_trainer.config import Config
 from rerail_trainer.failures import BadConfig
 from rerail_trainer.report.metrics import Metrics
 from rerail_trainer.report.progress import ProgressLog
+
+if TYPE_CHECKING:
+    from rerail_trainer.checkpoint.save import Outcome
 
 _RATE_STEPS = 20
 """Tokens per second are taken over so many steps."""
@@ -89,23 +92,35 @@ class Reports:
                 f"  lr {report.lr:.2e}  {rate:,.0f} tok/s  saved {self._checkpoint_step}"
             )
 
-    def committed(self, step: int, seconds: float, size: int) -> None:
-        """A checkpoint of `step` is durable."""
+    def committed(self, outcome: "Outcome") -> None:
+        """A checkpoint is durable."""
+        step = outcome.step
+        assert step is not None  # noqa: S101
         self._checkpoint_step = step
         self._last.update(checkpoint_step=step)
-        self._restart_clock()
+        if 2 * outcome.stall_seconds > outcome.seconds:
+            self._restart_clock()  # training waited for it
         self.metrics.set("checkpoint_last_committed_step", step)
-        self.metrics.set("checkpoint_last_commit_timestamp_seconds", time.time())
-        self.metrics.set("checkpoint_save_seconds", seconds)
-        self.metrics.set("checkpoint_bytes", size)
-        self.metrics.add("checkpoint_stall_seconds_total", seconds)
+        self.metrics.set("checkpoint_last_commit_timestamp_seconds", outcome.time)
+        self.metrics.set("checkpoint_save_seconds", outcome.seconds)
+        self.metrics.set("checkpoint_bytes", outcome.bytes)
+        self.metrics.set("checkpoint_stall_seconds", outcome.stall_seconds)
+        self.metrics.add("checkpoint_stall_seconds_total", outcome.stall_seconds)
+        self._event("commit", **asdict(outcome))
         self.phase(ProgressPhase.TRAIN)
 
-    def save_failed(self, step: int, why: str) -> None:
-        """A save of `step` failed and training goes on."""
-        self.metrics.add("checkpoint_failures_total", 1)
-        self.say(f"step {step} could not be saved: {why}; training goes on, saved is {self._checkpoint_step}")
+    def save_failed(self, outcome: "Outcome") -> None:
+        """A save failed, or a writer died between two saves; training goes on."""
+        self.metrics.add("checkpoint_failures_total", 1, f'reason="{outcome.reason}"')
+        self._event("save-failed", **asdict(outcome))
+        what = "a writer is lost" if outcome.step is None else f"step {outcome.step} could not be saved"
+        self.say(f"{what}: {outcome.failure}; training goes on, saved is {self._checkpoint_step}")
         self.phase(ProgressPhase.TRAIN)
+
+    def save_skipped(self, step: int) -> None:
+        """A save of `step` was due while another was under way."""
+        self.metrics.add("checkpoint_skipped_total", 1)
+        self._event("save-skipped", step=step)
 
     def evaluated(self, step: int, loss: float, bits_per_byte: float | None) -> None:
         """Held-out loss after `step`, in nats per token, and in bits per byte where bytes are known."""
@@ -119,6 +134,10 @@ class Reports:
         known = "" if bits_per_byte is None else f"  {bits_per_byte:.4f} bits per byte"
         self.say(f"step {step}/{self._config.train.steps}  held-out loss {loss:.4f}{known}")
         self.phase(ProgressPhase.TRAIN)
+
+    def _event(self, name: str, **values: Any) -> None:
+        if self._jsonl:
+            self._jsonl.write(json.dumps({"event": name, **values, "time": time.time()}) + "\n")
 
     def _restart_clock(self) -> None:
         """Time spent saving is no time spent stepping."""

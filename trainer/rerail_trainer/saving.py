@@ -1,0 +1,82 @@
+"""When a save is due, and what is told of it: the loop's side of checkpoints."""
+
+from typing import TYPE_CHECKING
+
+from rerail_api.contract import ProgressPhase
+
+from .checkpoint.save import Outcome, Position
+from .checkpoint.state import TrainingState
+from .control import Wishes
+from .timer import SaveTimer
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+
+class Saves:
+    """The saves of a run. Every method is called at a step boundary, by all ranks together.
+
+    With checkpoint.mode=process training goes on while a save is written; with sync it waits, as at the end.
+    """
+
+    def __init__(self, run: "Run") -> None:
+        checkpoint = run.config.checkpoint
+        self._run, self._series, self._reports = run, run.series, run.reports
+        self._every, self._waits = checkpoint.every_steps, checkpoint.mode == "sync"
+        self._timer = SaveTimer(checkpoint.every_seconds)
+
+    def wishes(self) -> Wishes:
+        """What this rank has to say about stopping and saving."""
+        if self._series is None:
+            return Wishes(stop=self._run.stop.requested)
+        first = self._run.meeting.control.first
+        due = first and self._timer.due() and not self._series.saving
+        return Wishes(self._run.stop.requested, due, *self._series.own_part())
+
+    def advance(self, agreed: Wishes) -> None:
+        """Takes the save under way as far as all ranks are."""
+        if self._series is not None:
+            self._tell(self._series.advance(agreed.saving, agreed.save_failed))
+
+    def due(self, step: int, agreed: Wishes) -> bool:
+        """Whether to begin a save of `step`; one that comes while another is under way is left out."""
+        if self._series is None or not (agreed.save or step % self._every == 0):
+            return False
+        if self._series.saving:
+            self._reports.save_skipped(step)
+            return False
+        return True
+
+    def begin(self, step: int) -> None:
+        """Saves `step`: training goes on at once, or once it is committed."""
+        if self._series is None:
+            return
+        if self._waits:
+            self._reports.phase(ProgressPhase.SAVE)
+        config = self._run.config
+        position = Position(step, step * config.batch.tokens_per_step, step * config.sequences_per_step)
+        self._series.begin(position, TrainingState(self._run.layout.model, self._run.optimizer))
+        if self._waits:
+            self._tell(self._series.wait())
+        self._timer.restart()
+
+    def last(self, step: int) -> bool:
+        """Brings the save under way to its end and saves `step`; whether that is committed then."""
+        if self._series is None:
+            return False
+        self._waits = True
+        if self._series.saving:
+            self._reports.phase(ProgressPhase.SAVE)
+            self._tell(self._series.wait())
+        if self._series.committed_step != step:
+            self.begin(step)
+        self._series.finish_pruning()
+        return self._series.committed_step == step
+
+    def _tell(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        if outcome.committed:
+            self._reports.committed(outcome)
+        else:
+            self._reports.save_failed(outcome)
