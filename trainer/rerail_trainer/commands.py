@@ -35,6 +35,7 @@ class Words(argparse.ArgumentParser):
 
 
 COMMANDS: dict[str, Command] = {
+    "prepare": Command("raw text into token shards and a manifest", "rerail_trainer.data.prepare"),
     "eval": Command(
         "held-out loss, multiple choice, or lm-eval's tasks", "rerail_trainer.evaluate.eval_command"
     ),

@@ -84,8 +84,10 @@ class DataConfig:
     """A file, a folder or a glob pattern; several with weights as PATH=WEIGHT,PATH=WEIGHT."""
     held_out: str = ""
     """A prepared folder to evaluate on; empty: the held-out part of data.path."""
-    tokenizer: str = "bytes"
-    """bytes, or a tokenizer.json or its folder, for text and chat; a prepared folder brings its own."""
+    tokenizer: str = ""
+    """bytes, or a tokenizer.json or its folder, for text and chat; empty: that of run.init_from for chat,
+    else bytes. A prepared folder brings its own.
+    """
     verify: Literal["sizes", "digests"] = "sizes"
     """digests: reads every prepared shard through at the start, against corpus.json."""
     shuffle: bool = True

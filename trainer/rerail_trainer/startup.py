@@ -14,11 +14,11 @@ from .checkpoint.series import Series, Start, open_series
 from .checkpoint.state import TrainingState, seed_random_state
 from .checkpoint.storage import PosixStorage
 from .config import Config, config_hash, identity_of
-from .data.corpus import Corpus, open_corpus
 from .data.feed import Feed, share_of
+from .data.source import open_source
+from .data.windows import Source
 from .environment import JobIdentity, RankIdentity
 from .evaluate.during import Evaluation, held_out_of
-from .failures import BadConfig
 from .loop import Run, rehearse, train
 from .meeting import Meeting, meet, part
 from .model import fill, param_counts
@@ -50,11 +50,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
     reports = Reports(config, circumstances.rank.rank == 0, circumstances.progress)
     if config.metrics.port and circumstances.rank.rank == 0:
         serve(reports.metrics, config.metrics.port)
-    corpus = open_corpus(config.data)
-    if config.model.vocab < corpus.vocab:
-        raise BadConfig(
-            f"model.vocab={config.model.vocab} is too small for the tokenizer's {corpus.vocab} tokens"
-        )
+    source = open_source(config)
     held_out = held_out_of(config)
     mesh = mesh_of(config, circumstances.rank.world_size)
     share = share_of(config, mesh.at(circumstances.rank.rank).data, mesh.data_size)
@@ -64,11 +60,11 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
     try:
         layout = lay_out(config, meeting)
         optimizer = optimizer_for(layout, config.optim)
-        feed = Feed(config, corpus, share, meeting.device)
+        feed = Feed(config, source, share, meeting.device)
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
         ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop, evaluation)
-        start = _prepare(ready, corpus.digest, observer)
-        _leave_tokenizer(ready, corpus)
+        start = _prepare(ready, source.digest, observer)
+        _leave_tokenizer(ready, source)
         circumstances.stop.training_begins()
         reports.phase(ProgressPhase.TRAIN)
         code = train(ready, start)
@@ -112,15 +108,15 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
     return start.step
 
 
-def _leave_tokenizer(ready: Run, corpus: Corpus) -> None:
+def _leave_tokenizer(ready: Run, source: Source) -> None:
     """Puts it into the checkpoint folder: whoever opens a step there needs it."""
-    weights, folder, name = ready.config.run.init_from, ready.config.checkpoint.dir, corpus.tokenizer
+    weights, folder, name = ready.config.run.init_from, ready.config.checkpoint.dir, source.tokenizer
 
     def leave() -> None:
         if weights and not of_one_tokenizer(weights, name):
             ready.reports.say(f"the tokenizer of the data is not that of {weights}: are their ids the same?")
         if folder:
-            leave_tokenizer(PosixStorage(folder), name, corpus.end)
+            leave_tokenizer(PosixStorage(folder), name, source.end)
 
     if name:
         ready.meeting.control.first_rank_does(leave)
@@ -145,6 +141,8 @@ def _introduce(ready: Run, start: Start) -> None:
         f"({mesh}, {meeting.device.type}), "
         f"{ready.feed.windows:,} windows of {ready.config.model.seq_len} tokens, torch {torch.__version__}"
     )
+    for note in ready.feed.notes:
+        reports.say(note)
     if start.loaded is None:
         reports.say("starting from step 0")
     else:

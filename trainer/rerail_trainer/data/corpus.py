@@ -16,7 +16,7 @@ from rerail_trainer.failures import BadConfig, TrainerExit
 
 from .manifest import MANIFEST_NAME, Split, open_manifest, verify
 from .shards import Tokens, map_shard
-from .tokenizer import BYTE_VOCAB, BYTES, END_OF_DOCUMENT, open_tokenizer
+from .tokenizer import BYTE_VOCAB, BYTES, END_OF_DOCUMENT, ByteTokenizer, open_tokenizer
 from .windows import Arrangement, CorpusWindows
 
 SAMPLED_TOKENS = 65_536
@@ -36,6 +36,7 @@ class Corpus:
     """`bytes`, the path of the tokenizer.json, or empty where nobody says."""
     end: int = -1
     """Token after each document, or -1."""
+    tokenizer_digest: str = ""
     starts: NDArray[np.int64] = field(init=False)
     tokens: int = field(init=False)
     dtype: np.dtype[Any] = field(init=False)
@@ -83,15 +84,13 @@ class Corpus:
             index += 1
 
 
-def open_corpus(config: DataConfig, path: str = "") -> Corpus:
-    """Reads or maps the corpus that `config` names (or one at `path`); the same bytes give the same digest on
-    every rank.
-    """
-    path = path or config.path
+def open_corpus(config: DataConfig) -> Corpus:
+    """Reads or maps the corpus that `config` names; the same bytes give the same digest on every rank."""
+    path = config.path
     if config.source == "pydoc":
         return _from_documents(_language_reference())
     if config.source == "text":
-        return _from_text(files_of(path), config.tokenizer)
+        return _from_text(files_of(path), config.tokenizer or BYTES)
     if Path(path).is_dir() and (Path(path) / MANIFEST_NAME).is_file():
         if config.verify == "digests":
             verify(Path(path))
@@ -117,7 +116,7 @@ def open_prepared(folder: Path, held_out: bool = False) -> Corpus:
     names = tuple(str(folder / shard.file) for shard in split.shards)
     kind = manifest.tokenizer
     name = BYTES if kind.name == BYTES else str(folder / kind.name)
-    return Corpus(tuple(parts), kind.vocab, manifest.digest, names, name, kind.end)
+    return Corpus(tuple(parts), kind.vocab, manifest.digest, names, name, kind.end, kind.digest)
 
 
 def encode(documents: list[bytes]) -> NDArray[np.uint16]:
@@ -151,7 +150,7 @@ def _language_reference() -> list[bytes]:
 def _from_documents(documents: list[bytes]) -> Corpus:
     tokens = encode(documents)
     digest = hashlib.sha256(b"bytes/1\n" + tokens.tobytes()).hexdigest()
-    return Corpus((tokens,), BYTE_VOCAB, digest, tokenizer=BYTES, end=END_OF_DOCUMENT)
+    return Corpus((tokens,), BYTE_VOCAB, digest, (), BYTES, END_OF_DOCUMENT, ByteTokenizer.digest)
 
 
 def _from_text(files: list[Path], tokenizer: str) -> Corpus:
@@ -169,7 +168,7 @@ def _from_text(files: list[Path], tokenizer: str) -> Corpus:
         raise BadConfig(f"a text file is no UTF-8 ({error.reason}): `prepare` can replace or skip") from error
     tokens = np.concatenate([piece for row in rows for piece in (row, end)])
     digest = hashlib.sha256(coder.digest.encode() + b"\n" + tokens.tobytes()).hexdigest()
-    return Corpus((tokens,), coder.vocab, digest, tokenizer=coder.name, end=coder.end)
+    return Corpus((tokens,), coder.vocab, digest, (), coder.name, coder.end, coder.digest)
 
 
 def _from_shards(files: list[Path]) -> Corpus:

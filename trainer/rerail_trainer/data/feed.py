@@ -79,6 +79,7 @@ class Feed:
         self._share, self._device = share, device
         self.windows = self._windows.count
         """Windows of one epoch."""
+        self.notes = self._windows.notes
         self.wait_seconds = 0.0
         """How long steps have waited for their data, in all."""
         self._pool = ThreadPoolExecutor(1, "feed", initializer=_use, initargs=(device,))

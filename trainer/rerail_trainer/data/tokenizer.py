@@ -49,6 +49,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of `text`, special tokens among them, and the character of `text` at which each begins."""
+        ...
+
     def encode_documents(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Ids of many documents, without end tokens; uint32 [tokens] each."""
         ...
@@ -71,10 +75,21 @@ class ByteTokenizer:
     def encode(self, text: str, special: bool = False) -> list[int]:
         if not special:
             return list(text.encode())
+        return self.encode_with_starts(text)[0]
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
         ids: list[int] = []
+        starts: list[int] = []
+        at = 0
         for index, piece in enumerate(text.split(END_TEXT)):
-            ids += [END_OF_DOCUMENT] * (index > 0) + list(piece.encode())
-        return ids
+            if index:
+                ids.append(END_OF_DOCUMENT)
+                starts.append(at)
+                at += len(END_TEXT)
+            ids += piece.encode()
+            starts += [at + place for place, letter in enumerate(piece) for _ in letter.encode()]
+            at += len(piece)
+        return ids, starts
 
     def encode_documents(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
@@ -115,6 +130,11 @@ class FileTokenizer:
     def encode(self, text: str, special: bool = False) -> list[int]:
         self._inner.encode_special_tokens = not special
         return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        self._inner.encode_special_tokens = False
+        encoded = self._inner.encode(text, add_special_tokens=False)
+        return list(encoded.ids), [begin for begin, _ in encoded.offsets]
 
     def encode_documents(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         self._inner.encode_special_tokens = True

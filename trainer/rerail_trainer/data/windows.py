@@ -34,6 +34,10 @@ class Arrangement:
         return cls(model.seq_len, config.run.seed, data.shuffle, data.document_mask, model.vocab)
 
 
+IGNORED = -100
+"""The target of a position that no loss counts."""
+
+
 class Rows(NamedTuple):
     """What the model sees of some samples. `tokens` [rows, seq_len + 1]; `targets` int64 [rows, seq_len],
     None where they are the tokens one on; `documents` int64 [rows, seq_len]: number of the document of each
@@ -50,6 +54,8 @@ class Windows(Protocol):
 
     count: int
     """Windows of one epoch."""
+    notes: tuple[str, ...]
+    """What people should know of them, a line each."""
 
     def rows(self, samples: NDArray[np.int64]) -> Rows: ...
 
@@ -66,11 +72,16 @@ class Source(Protocol):
     @property
     def tokenizer(self) -> str: ...
 
+    @property
+    def end(self) -> int: ...
+
     def windows(self, arrangement: Arrangement) -> Windows: ...
 
 
 class CorpusWindows:
     """The non-overlapping windows of one corpus, each epoch in an order of its own."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, corpus: "Corpus", arrangement: Arrangement) -> None:
         self._corpus, self._arrangement = corpus, arrangement
