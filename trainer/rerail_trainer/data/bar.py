@@ -32,6 +32,10 @@ class Bar:
             self._told = now
             self._write(now)
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._stream.write(f"{text}\n")
+
     def close(self) -> None:
         """Draws it for the last time."""
         self._write(time.monotonic())

@@ -108,6 +108,8 @@ def encode_all(folder: Path, recipe: Recipe, chunks: list[tuple[Piece, ...]], wo
             bar.found(_weight(chunk))
         else:
             owed.append(index)
+    if owed and len(owed) < len(chunks):
+        bar.say(f"going on: {len(chunks) - len(owed):,} of {len(chunks):,} chunks are done")
     if workers == 1 or len(owed) <= 1:
         encoder = Encoder(folder, recipe)
         for index in owed:

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, Literal
 
 from rerail_trainer.failures import BadConfig
 
-CHUNK_BYTES = 8 << 20
 MOST_CHUNKS = 20_000
 HEAD_BYTES = 65_536
 """So much of a document decides on which side of the held-out split it falls."""
@@ -104,9 +103,9 @@ def find_inputs(patterns: list[str]) -> list[Input]:
     return [Input(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def chunks_of(inputs: list[Input]) -> list[tuple[Piece, ...]]:
-    """Cuts the inputs into chunks of about CHUNK_BYTES, or more where that would be too many."""
-    limit = max(CHUNK_BYTES, sum(one.size for one in inputs) // MOST_CHUNKS)
+def chunks_of(inputs: list[Input], chunk_bytes: int) -> list[tuple[Piece, ...]]:
+    """Cuts the inputs into chunks of about `chunk_bytes`, or more where that would be too many."""
+    limit = max(chunk_bytes, sum(one.size for one in inputs) // MOST_CHUNKS)
     chunks, open_chunk, weight = list[tuple[Piece, ...]](), list[Piece](), 0
     for piece in (piece for one in inputs for piece in _pieces(one, limit)):
         open_chunk.append(piece)

@@ -50,6 +50,7 @@ class Order:
     train_bpe: int
     bpe_sample: int
     shard_tokens: int
+    chunk_bytes: int
     workers: int
 
 
@@ -87,7 +88,7 @@ def prepare(order: Order) -> CorpusManifest | None:
             _compare(order.out / PLAN, plan, f"{order.out} holds the beginning of another corpus")
         write_whole(order.out / PLAN, json.dumps(plan, indent=1).encode())
         sweep(work)
-        chunks = chunks_of(inputs)
+        chunks = chunks_of(inputs, order.chunk_bytes)
         recipe = _with_tokenizer(order, work, chunks)
         _encode(order, recipe, work, chunks)
         manifest = _assemble(order, recipe, work, len(chunks))
@@ -169,7 +170,8 @@ def _plan(order: Order, inputs: list[Input]) -> dict[str, Any]:
 
 def _settings(order: Order) -> dict[str, Any]:
     reading = asdict(order.recipe.reading)
-    return {**reading, "held_out": order.recipe.held_out, "shard_tokens": order.shard_tokens}
+    sizes = {"shard_tokens": order.shard_tokens, "chunk_bytes": order.chunk_bytes}
+    return {**reading, "held_out": order.recipe.held_out, **sizes}
 
 
 def _compare(file: Path, plan: dict[str, Any], what: str) -> None:
@@ -201,8 +203,9 @@ def _order(line: argparse.Namespace) -> Order:
         raise BadConfig(f"--held-out {line.held_out} must be at least 0 and below 1")
     if not 1 <= line.shard_tokens <= MOST_SHARD_TOKENS:
         raise BadConfig(f"--shard-tokens {line.shard_tokens} must lie between 1 and {MOST_SHARD_TOKENS}")
-    if line.workers < 1:
-        raise BadConfig(f"--workers {line.workers} must be at least 1")
+    for name in ("workers", "chunk_bytes", "bpe_sample"):
+        if getattr(line, name) < 1:
+            raise BadConfig(f"--{name.replace('_', '-')} {getattr(line, name)} must be at least 1")
     if line.train_bpe and line.tokenizer != BYTES:
         raise BadConfig("--train-bpe and --tokenizer exclude each other")
     separator = line.separator.replace("\\n", "\n").replace("\\t", "\t")
@@ -214,6 +217,7 @@ def _order(line: argparse.Namespace) -> Order:
         line.train_bpe,
         line.bpe_sample,
         line.shard_tokens,
+        line.chunk_bytes,
         line.workers,
     )
 
@@ -232,6 +236,7 @@ def _parser() -> Words:
     add("--invalid", default="refuse", choices=("refuse", "replace", "skip"), help="bad UTF-8, bad records")
     add("--held-out", type=float, default=0.0, metavar="SHARE", help="of the documents, kept from training")
     add("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens per shard")
+    add("--chunk-bytes", type=int, default=8 << 20, metavar="N", help="input per piece of work")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
     add(
         "--verify", default="", metavar="FOLDER", help="check a prepared folder's files against their digests"
