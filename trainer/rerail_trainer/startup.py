@@ -51,7 +51,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
     if config.metrics.port and circumstances.rank.rank == 0:
         serve(reports.metrics, config.metrics.port)
     source = open_source(config)
-    held_out = held_out_of(config)
+    held_out = held_out_of(config, source)
     mesh = mesh_of(config, circumstances.rank.world_size)
     share = share_of(config, mesh.at(circumstances.rank.rank).data, mesh.data_size)
     meeting = meet(circumstances.rank, config.parallel)

@@ -4,7 +4,7 @@ Training does not notice: no generator is drawn from, no buffer of the model cha
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rerail_trainer.config import Config
-from rerail_trainer.data.corpus import Corpus, open_prepared
+from rerail_trainer.data.corpus import open_prepared
 from rerail_trainer.data.feed import MicroBatch
 from rerail_trainer.data.manifest import MANIFEST_NAME, open_manifest
-from rerail_trainer.data.shards import Tokens
+from rerail_trainer.data.source import open_source
 from rerail_trainer.data.tokenizer import open_tokenizer
-from rerail_trainer.data.windows import Arrangement
+from rerail_trainer.data.windows import Arrangement, Rows, Source
 from rerail_trainer.failures import BadConfig
 from rerail_trainer.model import IGNORED
 from rerail_trainer.parallel.layouts import Layout
@@ -26,8 +26,8 @@ from rerail_trainer.parallel.layouts import Layout
 
 @dataclass(frozen=True)
 class Reading:
-    """loss: nats per token, end tokens among them; bits_per_byte: all of that loss over the bytes of the
-    text, None where the tokenizer does not tell bytes.
+    """loss: nats per target, end tokens among them; bits_per_byte: all of that loss over the bytes of the
+    text, None where bytes are not known or not all tokens are targets.
     """
 
     loss: float
@@ -39,24 +39,20 @@ class Evaluation:
     text, on all ranks together.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, layout: Layout, device: torch.device) -> None:
-        """Raises BadConfig where `corpus` has not one window."""
+    def __init__(self, config: Config, held_out: Source, layout: Layout, device: torch.device) -> None:
+        """Raises BadConfig where `held_out` has not one window."""
         self._every, self._last = config.train.eval_every, config.train.steps
         self._layout, self._device = layout, device
-        windows = corpus.windows(_in_order(config))
+        windows = held_out.windows(_in_order(config))
         count = min(config.train.eval_sequences, windows.count)
         chosen = np.arange(count, dtype=np.int64) * windows.count // count
         # As many passes on every rank: with shards or experts elsewhere, a pass takes all ranks.
         own = chosen[layout.data_rank :: layout.data_size]
         each = -(-count // layout.data_size)
-        rows = windows.rows(np.resize(own if len(own) else chosen, each))
-        tokens = torch.from_numpy(rows.tokens.astype(np.int64))
-        targets = tokens[:, 1:].clone()
-        targets[len(own) :] = IGNORED
-        documents = None if rows.documents is None else torch.from_numpy(rows.documents)
-        self._parts = _cut(config.batch.micro_batch, tokens[:, :-1], targets, documents)
-        self._tokens = count * config.model.seq_len
-        self._bytes = _text_bytes(corpus, windows.rows(chosen).tokens[:, 1:])
+        self._parts = _cut(windows.rows(np.resize(own if len(own) else chosen, each)), len(own), config)
+        everything = windows.rows(chosen)
+        self._targets = int((_targets(everything) != IGNORED).sum())
+        self._bytes = _text_bytes(held_out, everything)
 
     def due(self, step: int) -> bool:
         """After every `train.eval_every` steps, and after the last."""
@@ -73,16 +69,22 @@ class Evaluation:
         if dist.is_initialized():
             dist.all_reduce(total)
         nats = float(total)
-        return Reading(nats / self._tokens, nats / (math.log(2) * self._bytes) if self._bytes else None)
+        return Reading(nats / self._targets, nats / (math.log(2) * self._bytes) if self._bytes else None)
 
 
-def held_out_of(config: Config) -> Corpus | None:
-    """What to evaluate on, or None where train.eval_every is 0: the held-out part of the folder that
+def held_out_of(config: Config, source: Source) -> Source | None:
+    """What to evaluate a training on `source` on, or None where train.eval_every is 0.
+
+    Conversations: the files that data.held_out names. Text: the held-out part of the prepared folder that
     data.held_out or else data.path names; all of a folder named by data.held_out that has no such part.
     Raises BadConfig that says how to come by held-out text.
     """
     if not config.train.eval_every:
         return None
+    if config.data.source == "chat":
+        if not config.data.held_out:
+            raise BadConfig("train.eval_every needs conversations that are not trained on: data.held_out")
+        return open_source(replace(config, data=replace(config.data, path=config.data.held_out)))
     path = config.data.held_out or config.data.path
     if not (Path(path) / MANIFEST_NAME).is_file():
         raise BadConfig(
@@ -90,10 +92,8 @@ def held_out_of(config: Config) -> Corpus | None:
             "make one with prepare --held-out and name it with data.held_out"
         )
     manifest = open_manifest(Path(path))
-    if config.data.path and (Path(config.data.path) / MANIFEST_NAME).is_file():
-        trained = open_manifest(Path(config.data.path)).tokenizer
-        if trained.digest != manifest.tokenizer.digest:
-            raise BadConfig(f"data.held_out={path} was prepared with another tokenizer than data.path")
+    if source.tokenizer and open_tokenizer(source.tokenizer).digest != manifest.tokenizer.digest:
+        raise BadConfig(f"{path} was prepared with another tokenizer than the text to train on")
     if not manifest.held_out.tokens and not config.data.held_out:
         raise BadConfig(
             f"train.eval_every needs held-out text, and {path} was prepared without: prepare it with "
@@ -107,16 +107,28 @@ def _in_order(config: Config) -> Arrangement:
     return Arrangement(model.seq_len, 0, False, config.data.document_mask, model.vocab)
 
 
-def _text_bytes(corpus: Corpus, targets: Tokens) -> int:
-    """Bytes of text that the targets stand for; 0 where the tokenizer does not say."""
+def _targets(rows: Rows) -> Tensor:
+    """int64 [rows, seq_len]; IGNORED where there is no loss."""
+    return torch.from_numpy(rows.tokens[:, 1:].astype(np.int64) if rows.targets is None else rows.targets)
+
+
+def _text_bytes(source: Source, rows: Rows) -> int:
+    """Bytes of text that the targets stand for; 0 where nobody says."""
+    if rows.targets is not None or not source.tokenizer:
+        return 0
     try:
-        lengths = open_tokenizer(corpus.tokenizer).byte_lengths()
+        lengths = open_tokenizer(source.tokenizer).byte_lengths()
     except BadConfig:
         return 0
-    return int(lengths[targets].sum())
+    return int(lengths[rows.tokens[:, 1:]].sum())
 
 
-def _cut(size: int, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> list[MicroBatch]:
+def _cut(rows: Rows, counted: int, config: Config) -> list[MicroBatch]:
+    """Micro-batches of `rows`, of which only the first `counted` have a loss."""
+    size = config.batch.micro_batch
+    inputs, targets = torch.from_numpy(rows.tokens[:, :-1].astype(np.int64)), _targets(rows).clone()
+    targets[counted:] = IGNORED
+    documents = None if rows.documents is None else torch.from_numpy(rows.documents)
     return [
         MicroBatch(
             inputs[begin : begin + size],
