@@ -35,6 +35,10 @@ class Words(argparse.ArgumentParser):
 
 
 COMMANDS: dict[str, Command] = {
+    "plan": Command(
+        "parameters, memory, layout, time and checkpoints of a training, without a GPU",
+        "rerail_trainer.planning.command",
+    ),
     "prepare": Command("raw text into token shards and a manifest", "rerail_trainer.data.prepare"),
     "eval": Command(
         "held-out loss, multiple choice, or lm-eval's tasks", "rerail_trainer.evaluate.eval_command"
