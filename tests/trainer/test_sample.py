@@ -17,8 +17,8 @@ from rerail_trainer.model import Transformer
 from .gang import Yard, Zygote
 from .models import DENSE, MIXED, a_model, single_threaded
 
-GREEDY = Sampling(end=256, vocab=257, max_tokens=12, temperature=0.0)
-DRAWN = Sampling(end=256, vocab=257, max_tokens=12, temperature=0.9, top_k=40, top_p=0.95, seed=7)
+GREEDY = Sampling(ends=(256,), vocab=257, max_tokens=12, temperature=0.0)
+DRAWN = Sampling(ends=(256,), vocab=257, max_tokens=12, temperature=0.9, top_k=40, top_p=0.95, seed=7)
 PROMPTS = [list(text.encode()) for text in ("To be", "or", "not to be, that is", "?", "the question")]
 
 
@@ -67,7 +67,7 @@ def test_text_ends_at_the_end_token_which_is_no_part_of_it() -> None:
     model = a_model()
     whole = generate(model, PROMPTS, GREEDY)[0].tokens
     end = whole[4]
-    found = generate(model, PROMPTS, replace(GREEDY, end=end))[0]
+    found = generate(model, PROMPTS, replace(GREEDY, ends=(256, end)))[0]
     assert found == Continuation(whole[: whole.index(end)], "end")
 
 
@@ -100,7 +100,7 @@ def test_one_candidate_is_greedy_whether_by_number_or_by_mass() -> None:
 def test_tokens_come_as_often_as_their_probability_says() -> None:
     logits = torch.log(torch.tensor([0.1, 0.4, 0.3, 0.2]))
     even = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    sampling = Sampling(end=0, vocab=4)
+    sampling = Sampling(ends=(0,), vocab=4)
     counted = Counter(draw(logits.repeat(1000, 1), even, sampling).tolist())
     assert [counted[token] for token in range(4)] == pytest.approx([100, 400, 300, 200], abs=1)
     counted = Counter(draw(logits.repeat(1000, 1), even, replace(sampling, top_p=0.6)).tolist())
@@ -113,7 +113,7 @@ def test_tokens_come_as_often_as_their_probability_says() -> None:
 
 def test_ids_beyond_the_tokenizers_vocabulary_are_never_drawn() -> None:
     logits = torch.tensor([[0.0, 0.0, 9.0]])
-    sampling = Sampling(end=0, vocab=2)
+    sampling = Sampling(ends=(0,), vocab=2)
     uniform = torch.tensor([0.9999999999999999], dtype=torch.float64)
     assert draw(logits, uniform, sampling).tolist() == [1]
     assert draw(logits, uniform, replace(sampling, temperature=0.0)).tolist() == [0]
@@ -142,6 +142,17 @@ def test_sample_writes_texts_to_standard_output_and_their_speed_beside(
     assert [row["prompt"] for row in rows] == ["The with", "A class"]
     assert plain.out == "".join(row["prompt"] + row["text"] + "\n" for row in rows)
     assert all(row["tokens"] == 5 or row["ended"] == "end" for row in rows)
+
+
+def test_a_chat_asks_with_the_template_that_training_uses(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", str(checkpoints), "--tokenizer=bytes", "--max-tokens=4", "--temperature=0", "--json"]
+    assert main([*words, "--prompt=Hi", "--chat"]) == 0
+    chatted = json.loads(capsys.readouterr().out)
+    assert main([*words, "--prompt=<|user|>\nHi\n<|assistant|>\n"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == chatted["text"]
+    assert chatted["prompt"] == "Hi"
 
 
 def test_two_steps_of_a_training_are_put_head_to_head(
