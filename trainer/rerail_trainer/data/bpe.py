@@ -15,14 +15,13 @@ SPECIAL = (END_TEXT, *(f"<|{role}|>" for role in ROLES))
 LEAST_VOCAB = 256 + len(SPECIAL)
 
 
-def train(
-    folder: Path, vocab: int, sample_bytes: int, recipe: Recipe, chunks: list[tuple[Piece, ...]]
-) -> Path:
+def train(folder: Path, size: tuple[int, int], recipe: Recipe, chunks: list[tuple[Piece, ...]]) -> Path:
     """Writes tokenizer.json (and its tokenizer_config.json) into `folder` and gives its path.
 
-    Learns from chunks spread evenly over the inputs, about `sample_bytes` in all, and never from held-out
-    documents. The same inputs give the same file.
+    size: (tokens of the vocabulary, bytes of text to learn from). Learns from chunks spread evenly over the
+    inputs and never from held-out documents. The same inputs give the same file.
     """
+    vocab, sample_bytes = size
     if vocab < LEAST_VOCAB:
         raise BadConfig(f"--train-bpe {vocab} must be at least {LEAST_VOCAB}: the bytes and special tokens")
     library = import_tokenizers()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,15 @@ class Encoder:
         record = ChunkRecord({split: Count() for split in SPLITS}, 0)
         # A left-over of a killed parent may still work on this chunk: files of one's own until the rename.
         paths = {split: _part(self._folder, index, f"{split}.{os.getpid()}") for split in SPLITS}
-        files = {split: path.open("wb") for split, path in paths.items()}
-        for split, documents in _batches(chunk, self._recipe, invalids):
-            files[split].write(self._tokens(documents, record.counts[split]))
-        for split, file in files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            paths[split].replace(tokens_file(self._folder, index, split))
+        with ExitStack() as stack:
+            files = {split: stack.enter_context(path.open("wb")) for split, path in paths.items()}
+            for split, documents in _batches(chunk, self._recipe, invalids):
+                files[split].write(self._tokens(documents, record.counts[split]))
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        for split, path in paths.items():
+            path.replace(tokens_file(self._folder, index, split))
         counts = {split: asdict(count) for split, count in record.counts.items()}
         _write(_record_file(self._folder, index), {"counts": counts, "skipped": invalids.count})
 

@@ -148,7 +148,10 @@ def _pieces(one: Input, limit: int) -> Iterator[Piece]:
 
 
 def _content(piece: Piece, mark: bytes) -> tuple[int, bytes]:
-    """(place, bytes) of a piece, its borders moved behind the next `mark`, so that pieces tile the file."""
+    """(place, bytes) of a piece, its borders moved behind the next `mark`, so that pieces tile the file.
+
+    Where marks overlap each other, as `--` does in `---`, which of them divides hangs on where pieces lie.
+    """
     if piece.file.endswith(".gz"):
         with gzip.open(piece.file) as unpacked:
             return 0, unpacked.read()

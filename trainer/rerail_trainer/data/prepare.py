@@ -128,7 +128,9 @@ def _with_tokenizer(order: Order, work: Path, chunks: list[tuple[Piece, ...]]) -
     path = work / TOKENIZER_FILE
     if not path.exists():
         _say(f"training a vocabulary of {order.train_bpe} tokens")
-        path = bpe.train(work, order.train_bpe, order.bpe_sample, order.recipe, chunks)
+        path = bpe.train(work, (order.train_bpe, order.bpe_sample), order.recipe, chunks)
+        if (found := open_tokenizer(str(path)).vocab) < order.train_bpe:
+            _say(f"the text gives no more than {found} tokens")
     return Recipe(order.recipe.reading, str(path), order.recipe.end, order.recipe.held_out)
 
 
