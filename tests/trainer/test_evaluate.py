@@ -68,7 +68,7 @@ def test_token_losses_add_up_to_the_loss_of_training() -> None:
     rows = torch.randint(0, 257, (3, 21), generator=torch.Generator().manual_seed(1))
     targets = rows[:, 1:].clone()
     targets[1, :7] = -100
-    losses = token_losses(model.logits(rows[:, :-1]), targets)
+    losses = token_losses(model, rows[:, :-1], targets)
     assert float(losses.sum()) == pytest.approx(float(model(rows[:, :-1], targets)), rel=1e-5)
     assert not losses[1, :7].any()
 

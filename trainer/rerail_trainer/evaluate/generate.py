@@ -11,6 +11,8 @@ from torch import Tensor
 from rerail_trainer.failures import BadConfig
 from rerail_trainer.model import Transformer, new_cache
 
+from .head import head_sees
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -67,7 +69,8 @@ def generate(
     for begin in range(0, len(by_length), sampling.batch):
         places = by_length[begin : begin + sampling.batch]
         together = _Together(model, [prompts[place] for place in places], places, sampling, stops)
-        found.update(zip(places, together.run(), strict=True))
+        with head_sees(model, lambda hidden: hidden[:, -1:]):
+            found.update(zip(places, together.run(), strict=True))
     return [found[place] for place in range(len(prompts))]
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from rerail_trainer.model import IGNORED, Transformer
 
+from .head import head_sees
+
 _LOGITS_AT_ONCE = 1 << 26
 """So many logits are turned to float32 at a time: 256 MiB."""
 
@@ -28,7 +30,6 @@ def log_likelihoods(model: Transformer, passages: Sequence[Passage], batch_token
     At most `batch_tokens` tokens, padding with them, go through the model at once, but always one passage.
     """
     model.eval()
-    device = model.norm.weight.device
     longest_first = sorted(range(len(passages)), key=lambda index: -len(passages[index].tokens))
     result = [0.0] * len(passages)
     begin = 0
@@ -36,7 +37,7 @@ def log_likelihoods(model: Transformer, passages: Sequence[Passage], batch_token
         width = len(passages[longest_first[begin]].tokens) - 1
         chosen = longest_first[begin : begin + max(1, batch_tokens // max(1, width))]
         inputs, targets = _padded([passages[index] for index in chosen], width)
-        sums = token_losses(model.logits(inputs.to(device)), targets.to(device)).sum(dim=1)
+        sums = token_losses(model, inputs, targets).sum(dim=1)
         for index, value in zip(chosen, sums.tolist(), strict=True):
             result[index] = -value
         begin += len(chosen)
@@ -57,14 +58,20 @@ def _padded(passages: Sequence[Passage], width: int) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Loss of each token in nats, 0 where the target is IGNORED; logits [batch, time, vocab], targets int64
-    [batch, time] -> float64 [batch, time].
+def token_losses(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Loss of each token in nats, 0 where the target is IGNORED. Both: int64 [batch, time] -> float64, the
+    same shape, on the model's device.
     """
-    flat, wanted = logits.flatten(0, 1), targets.flatten()
-    rows = max(1, _LOGITS_AT_ONCE // flat.shape[1])
+    device = model.norm.weight.device
+    inputs, targets = inputs.to(device), targets.to(device)
+    counted = targets != IGNORED
+    with head_sees(model, lambda hidden: hidden[counted][None]):
+        logits = model.logits(inputs)[0]
+    rows = max(1, _LOGITS_AT_ONCE // logits.shape[1])
     parts = [
-        F.cross_entropy(some.float(), these, reduction="none").double()
-        for some, these in zip(torch.split(flat, rows), torch.split(wanted, rows), strict=True)
+        F.cross_entropy(some.float(), wanted, reduction="none").double()
+        for some, wanted in zip(torch.split(logits, rows), torch.split(targets[counted], rows), strict=True)
     ]
-    return torch.cat(parts).view(targets.shape)
+    losses = torch.zeros(targets.shape, dtype=torch.float64, device=device)
+    losses[counted] = torch.cat(parts)
+    return losses
