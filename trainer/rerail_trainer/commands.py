@@ -43,6 +43,9 @@ COMMANDS: dict[str, Command] = {
     "eval": Command(
         "held-out loss, multiple choice, or lm-eval's tasks", "rerail_trainer.evaluate.eval_command"
     ),
+    "checkpoint": Command(
+        "lists, verifies or prunes the steps in a checkpoint folder", "rerail_trainer.checkpoint.command"
+    ),
     "export": Command("a checkpoint as a Hugging Face model directory", "rerail_trainer.weights.export"),
     "sample": Command("text from a trained model", "rerail_trainer.evaluate.sample_command"),
     "compare": Command(

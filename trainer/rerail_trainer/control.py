@@ -16,10 +16,13 @@ T = TypeVar("T")
 
 
 class Control:
-    """Collectives on small host values; the group is separate, so they never queue behind a gradient."""
+    """Collectives on small host values; the group is separate, so they never queue behind a gradient.
 
-    def __init__(self, rank: int, world_size: int, group: Any = None) -> None:
-        self.rank, self.world_size, self.group = rank, world_size, group
+    base: the rank among all ranks of this group's rank 0; the others follow it.
+    """
+
+    def __init__(self, rank: int, world_size: int, group: Any = None, base: int = 0) -> None:
+        self.rank, self.world_size, self.group, self.base = rank, world_size, group, base
 
     @property
     def first(self) -> bool:
@@ -38,7 +41,7 @@ class Control:
         if self.world_size == 1:
             return [value]
         values: list[Any] | None = [None] * self.world_size if self.first else None
-        dist.gather_object(value, values, dst=0, group=self.group)
+        dist.gather_object(value, values, dst=self.base, group=self.group)
         return values or []
 
     def most(self, *values: int) -> list[int]:
@@ -54,8 +57,28 @@ class Control:
         if self.world_size == 1:
             return value
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group)
+        dist.broadcast_object_list(box, src=self.base, group=self.group)
         return box[0]  # type: ignore[no-any-return]
+
+    def broadcast(self, tensor: torch.Tensor, rank: int) -> None:
+        """Fills `tensor`, on the CPU, with that of `rank`."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=self.base + rank, group=self.group)
+
+    def part_of(self, rank: int, size: int) -> "Control":
+        """The group of `size` ranks of which this one is number `rank`, for ranks that follow each other.
+
+        A rank whose group the others see otherwise is alone. All ranks call it together.
+        """
+        begin = self.rank - rank
+        claims = self.collect((begin, size))
+        members = [other for other, claim in enumerate(claims) if claim == (begin, size)]
+        if len(members) == 1 or members != list(range(begin, begin + size)):
+            return Control(0, 1)
+        if size == self.world_size:
+            return self
+        group = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        return Control(rank, size, group, self.base + begin)
 
     def first_rank_does(self, work: Callable[[], T]) -> T:
         """Runs `work` on rank 0 and gives its result to all; what it refuses is refused on all ranks."""

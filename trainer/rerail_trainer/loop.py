@@ -54,7 +54,7 @@ def train(run: Run, start: int) -> ExitCode:
             agreement.finish()
             readings.drain()
             return ExitCode.PREEMPTED_SAVED if saves.last(step) else ExitCode.PREEMPTED_NOT_SAVED
-        if saves.due(step, agreed) and step < total:
+        if step < total and saves.due(step, agreed):
             readings.drain()
             saves.begin(step)
         if run.evaluation is not None and run.evaluation.due(step):

@@ -80,7 +80,7 @@ def _series(config: Config, meeting: Meeting, job: JobIdentity, reports: Reports
     if not config.checkpoint.dir:
         reports.say("checkpoint.dir is not set: nothing will be saved")
         return None
-    series = open_series(config.checkpoint, meeting.control, job, meeting.identity.local_rank == 0)
+    series = open_series(config.checkpoint, meeting.control, job, meeting.identity)
     series.say = reports.say
     return series
 

@@ -2,16 +2,12 @@
 all agree or try older.
 """
 
-import errno
 import hashlib
 import json
-from collections import defaultdict
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
-
-import torch
 
 from rerail_api.contract import ExitCode
 from rerail_trainer.control import Control
@@ -21,29 +17,40 @@ from rerail_trainer.parallel.shards import Shard, local_shard
 from . import layout
 from .committed import list_steps, set_aside
 from .manifest import Manifest
+from .reading import Ground, Wanted, by_name, covered, fill, read_headers
 from .save import Training
 from .state import TrainingState, named_tensors, seed_random_state, set_random_state
 from .storage import Storage
-from .tensorfile import Damaged, StoredPiece, Written, read_index, read_piece
-
-T = TypeVar("T")
+from .tensorfile import Damaged, StoredPiece, Written
+from .verify import verify_file
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was restored; None instead of it means a start from step 0."""
+    """What was restored; None instead of it means a start from step 0. read_bytes: of all ranks together."""
 
     manifest: Manifest
     same_world: bool
+    read_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Who reads, and how much is verified: touched, all or size, as checkpoint.verify says."""
+
+    all: Control
+    node: Control
+    verify: str
 
 
 class Loader:
     """Restores the newest step that can be trusted. Every method is called by all ranks together."""
 
     def __init__(
-        self, control: Control, storage: Storage, training: Training, say: Callable[[str], None]
+        self, readers: Readers, storage: Storage, training: Training, say: Callable[[str], None]
     ) -> None:
-        self._control, self._storage, self._training, self._say = control, storage, training, say
+        self._readers, self._storage, self._training, self._say = readers, storage, training, say
         self.set_aside: list[str] = []
         """Folders found damaged and renamed, newest first; known to rank 0 alone."""
         self.spoilt = False
@@ -54,22 +61,21 @@ class Loader:
 
         Raises TrainerExit DATA_MISMATCH when the newest step belongs to another training.
         """
+        control = self._readers.all
         while True:
-            manifest = self._control.first_rank_does(self._newest)
+            began = time.monotonic()
+            # Only rank 0 lists: storage may show the others another newest step.
+            manifest = control.first_rank_does(self._newest)
             if manifest is None:
                 return None
-            problem = ""
-            try:
-                self._restore(manifest, state, seed)
-            except Damaged as error:
-                problem = str(error)
-            problems = [text for text in self._control.collect(problem) if text]
+            ground = self._restore(manifest, state, seed)
+            told = control.collect((ground.problem, ground.read_bytes))
+            problems = [problem for problem, _ in told if problem]
             self.spoilt = bool(problems)
             if not problems:
-                return Loaded(manifest, manifest.world_size == self._control.world_size)
-            self._control.first_rank_does(
-                partial(self._reject, layout.step_folder(manifest.step), problems[0])
-            )
+                same = manifest.world_size == control.world_size
+                return Loaded(manifest, same, sum(size for _, size in told), time.monotonic() - began)
+            control.first_rank_does(partial(self._reject, layout.step_folder(manifest.step), problems[0]))
 
     def _newest(self) -> Manifest | None:
         listing = list_steps(self._storage)
@@ -102,70 +108,78 @@ class Loader:
                 f"the data here has {self._training.data_digest[:12]}",
             )
 
-    def _restore(self, manifest: Manifest, state: TrainingState, seed: int) -> None:
-        folder, rank = layout.step_folder(manifest.step), self._control.rank
-        stored = read_pieces(self._storage, folder, manifest.files)
-        for name, tensor in named_tensors(state):
-            if name not in stored:
-                raise TrainerExit(ExitCode.DATA_MISMATCH, f"{folder} has no tensor {name}")
-            fill_shard(self._storage, local_shard(tensor), stored[name])
-        if manifest.world_size == self._control.world_size:
-            set_random_state(self._host_state(folder, rank, manifest.files))
-        else:
-            seed_random_state(seed, manifest.step, rank)
+    def _restore(self, manifest: Manifest, state: TrainingState, seed: int) -> Ground:
+        control, verify = self._readers.all, self._readers.verify
+        folder = layout.step_folder(manifest.step)
+        ground = Ground(self._storage, folder, self._readers.node, check=verify != "size")
+        if verify == "all":
+            for written in manifest.files[control.rank :: control.world_size]:
+                ground.trusting(written.name, partial(verify_file, self._storage, folder, written))
+        wanted = [Wanted(name, local_shard(tensor)) for name, tensor in named_tensors(state)]
+        stored = self._index(ground, manifest, wanted)
+        if any(ground.node.collect(ground.problem)):
+            return ground
+        for want in wanted:
+            if want.name not in stored:
+                raise TrainerExit(ExitCode.DATA_MISMATCH, f"{folder} has no tensor {want.name}")
+        fill(ground, wanted, stored)
+        if manifest.world_size != control.world_size:
+            seed_random_state(seed, manifest.step, control.rank)
+        elif not ground.problem:
+            host = self._host_state(ground, control.rank, manifest.files)
+            if host is not None:
+                set_random_state(host)
+        return ground
 
-    def _host_state(self, folder: str, rank: int, files: tuple[Written, ...]) -> dict[str, object]:
+    def _index(
+        self, ground: Ground, manifest: Manifest, wanted: list[Wanted]
+    ) -> dict[str, list[StoredPiece]]:
+        """The pieces that this rank may need, by tensor. A rank that left off with the same layout finds its
+        own in its own file; only where that is not all does the node read the other headers, each once.
+        """
+        files = [written for written in manifest.files if written.covers == "header"]
+        rank, node = self._readers.all.rank, ground.node
+        same = manifest.world_size == self._readers.all.world_size
+        same = same and manifest.layout == self._training.layout
+        own = {layout.tensor_file(rank)} if same else set()
+        pieces = read_headers(ground, [written for written in files if written.name in own])
+        if not node.most(not covered(wanted, by_name(pieces)))[0]:
+            return by_name(pieces)
+        known = {layout.tensor_file(node.base + local) for local in range(node.world_size)} if same else set()
+        others = [written for written in files if written.name not in known]
+        pieces += read_headers(ground, others[node.rank :: node.world_size])
+        return by_name([piece for found in node.collect(pieces) for piece in found])
+
+    def _host_state(self, ground: Ground, rank: int, files: tuple[Written, ...]) -> dict[str, object] | None:
         written = next(entry for entry in files if entry.name == layout.host_file(rank))
-        path = f"{folder}/{written.name}"
-        data = _trusting(path, lambda: self._storage.read(path))
-        if hashlib.sha256(data).hexdigest() != written.sha256:
-            raise Damaged(path, "its digest is wrong")
-        return json.loads(data)["random"]  # type: ignore[no-any-return]
+        path = f"{ground.folder}/{written.name}"
+
+        def read() -> dict[str, object]:
+            data = self._storage.read(path)
+            ground.read_bytes += len(data)
+            if hashlib.sha256(data).hexdigest() != written.sha256:
+                raise Damaged(path, "its digest is wrong")
+            return json.loads(data)["random"]  # type: ignore[no-any-return]
+
+        return ground.trusting(path, read)
 
 
 def read_pieces(storage: Storage, folder: str, files: tuple[Written, ...]) -> dict[str, list[StoredPiece]]:
     """All pieces of a step by tensor name, from the verified headers of its files. Raises Damaged."""
-    stored: dict[str, list[StoredPiece]] = defaultdict(list)
-    for written in files:
-        if written.covers == "header":
-            path = f"{folder}/{written.name}"
-            for piece in _trusting(path, partial(read_index, storage, folder, written)):
-                stored[piece.name].append(piece)
-    return dict(stored)
+    ground = Ground(storage, folder, Control(0, 1))
+    pieces = read_headers(ground, [written for written in files if written.covers == "header"])
+    _raise(ground)
+    return by_name(pieces)
 
 
-@torch.no_grad()
 def fill_shard(storage: Storage, shard: Shard, pieces: list[StoredPiece]) -> None:
-    """Fills the local part from those pieces that overlap it, however either was cut. Raises Damaged."""
-    filled = 0
-    for piece in pieces:
-        if piece.shape != shard.shape:
-            raise TrainerExit(
-                ExitCode.DATA_MISMATCH, f"{piece.name} is {piece.shape}, the model wants {shard.shape}"
-            )
-        own, theirs = [], []
-        for begin, size, at, length in zip(
-            shard.offset, shard.tensor.shape, piece.offset, piece.sizes, strict=True
-        ):
-            low, high = max(begin, at), min(begin + size, at + length)
-            own.append(slice(low - begin, high - begin))
-            theirs.append(slice(low - at, high - at))
-        if any(part.stop <= part.start for part in own):
-            continue
-        values = _trusting(piece.path, partial(read_piece, storage, piece))[tuple(theirs)]
-        shard.tensor[tuple(own)].copy_(values)
-        filled += values.numel()
-    if filled != shard.tensor.numel():
-        raise Damaged(pieces[0].path, f"{pieces[0].name} is not complete")
+    """Fills one local part from those pieces that overlap it. Raises Damaged."""
+    ground = Ground(storage, "", Control(0, 1))
+    fill(ground, [Wanted(pieces[0].name, shard)], {pieces[0].name: pieces})
+    _raise(ground)
 
 
-def _trusting(path: str, read: Callable[[], T]) -> T:
-    """What `read` gives; a file that has gone or a disk that cannot read it counts as damage,
-    all else does not.
-    """
-    try:
-        return read()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.EIO):
-            raise Damaged(path, error.strerror or "it cannot be read") from error
-        raise
+def _raise(ground: Ground) -> None:
+    if ground.problem:
+        path, _, why = ground.problem.partition(": ")
+        raise Damaged(path, why)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from rerail_api.contract import ExitCode
 from rerail_trainer.config import CheckpointConfig
 from rerail_trainer.control import Control
-from rerail_trainer.environment import JobIdentity
+from rerail_trainer.environment import JobIdentity, RankIdentity
 from rerail_trainer.failures import BadConfig, TrainerExit
 
 from . import layout, ownership, rounds
-from .load import Loaded, Loader
+from .load import Loaded, Loader, Readers
 from .probe import open_root, probe, sees
 from .save import Observer, Outcome, Position, Retention, Saver, Training
 from .state import TrainingState, device_of
@@ -39,12 +39,16 @@ class Start:
 
 
 class Series:
-    """Holds the folder for this round. Every method is called by all ranks together."""
+    """Holds the folder for this round. Every method is called by all ranks together.
+
+    node: the ranks of this node, who share what they read.
+    """
 
     def __init__(
         self, control: Control, storage: Storage, tenure: rounds.Tenure, identity: JobIdentity
     ) -> None:
         self._control, self._storage, self._tenure, self._identity = control, storage, tenure, identity
+        self.node = Control(0, 1)
         self.say: Say = lambda text: None
         self._saver: Saver | None = None
         self._ended = threading.Event()
@@ -56,7 +60,8 @@ class Series:
 
         Raises NO_CHECKPOINT when the operator has seen a step committed and none can be read now.
         """
-        loader = Loader(self._control, self._storage, training, self.say)
+        readers = Readers(self._control, self.node, config.verify)
+        loader = Loader(readers, self._storage, training, self.say)
         loaded = loader.load(state, seed) if config.resume == "auto" else None
         start = Start(loaded, tuple(loader.set_aside), loader.spoilt)
         self._refuse_lost_steps(config, start)
@@ -162,7 +167,7 @@ class Series:
 
 
 def open_series(
-    config: CheckpointConfig, control: Control, identity: JobIdentity, first_of_node: bool
+    config: CheckpointConfig, control: Control, identity: JobIdentity, place: RankIdentity
 ) -> Series:
     """Probes and claims the folder for the round of `identity`; the first rank of each node checks that it
     sees the same one.
@@ -179,7 +184,7 @@ def open_series(
     tenure = control.first_rank_does(claim)
     missing = [
         rank
-        for rank, seen in enumerate(control.collect(not first_of_node or sees(storage, tenure.work)))
+        for rank, seen in enumerate(control.collect(place.local_rank > 0 or sees(storage, tenure.work)))
         if not seen
     ]
     if missing:
@@ -189,6 +194,7 @@ def open_series(
             "use a volume that all pods share (ReadWriteMany)"
         )
     series = Series(control, storage, tenure, identity)
+    series.node = control.part_of(place.local_rank, place.local_world_size)
     if control.first:
         threading.Thread(target=series.keep_alive, name="owner", daemon=True).start()
         threading.Thread(target=rounds.sweep, args=(storage, identity.uid), name="sweep", daemon=True).start()

@@ -113,32 +113,38 @@ def read_index(storage: Storage, folder: str, written: Written) -> list[StoredPi
     return [_stored(path, start, tree[key], place) for key, place in placed.items()]
 
 
-def read_chunks(storage: Storage, piece: StoredPiece, chunk: int, check: bool = True) -> Iterator[bytes]:
-    """The bytes of a piece, `chunk` at a time. Raises Damaged: for a short read at once,
-    for a wrong digest after the last chunk.
-    """
-    digest = hashlib.sha256()
-    for begin in range(0, piece.length, chunk):
-        length = min(chunk, piece.length - begin)
-        data = storage.read(piece.path, piece.start + begin, length)
+class CheckedPiece:
+    """A piece read from front to back; with its last byte its digest is compared."""
+
+    def __init__(self, storage: Storage, piece: StoredPiece, check: bool = True) -> None:
+        self._storage, self._piece, self._check = storage, piece, check
+        self._digest, self._read = hashlib.sha256(), 0
+
+    @property
+    def done(self) -> bool:
+        return self._read >= self._piece.length
+
+    def read(self, length: int) -> bytes:
+        """The next `length` bytes, which must be there. Raises Damaged."""
+        piece = self._piece
+        begin, self._read = self._read, self._read + length
+        data = self._storage.read(piece.path, piece.start + begin, length)
         if len(data) != length:
             raise Damaged(piece.path, f"{piece.name} is cut short")
-        if check:
-            digest.update(data)
-        yield data
-    if check and digest.hexdigest() != piece.sha256:
-        raise Damaged(piece.path, f"the digest of {piece.name} is wrong")
+        if self._check:
+            self._digest.update(data)
+            if self.done and self._digest.hexdigest() != piece.sha256:
+                raise Damaged(piece.path, f"the digest of {piece.name} is wrong")
+        return data
 
 
 def read_piece(storage: Storage, piece: StoredPiece) -> "Tensor":
     """The values of one piece, verified; CPU tensor of shape `piece.sizes`. Raises Damaged."""
     import torch
 
-    data = bytearray()
-    for chunk in read_chunks(storage, piece, CHUNK_BYTES):
-        data += chunk
-    if not data:
+    if not piece.length:
         return torch.empty(piece.sizes, dtype=piece.dtype)
+    data = bytearray(CheckedPiece(storage, piece).read(piece.length))
     return torch.frombuffer(data, dtype=piece.dtype).view(piece.sizes)
 
 
