@@ -17,6 +17,7 @@ from .data.feed import Feed, MicroBatch
 from .evaluate.during import Evaluation
 from .failures import TrainerExit
 from .meeting import Meeting
+from .model import IGNORED
 from .optim import Optimizer, learning_rate
 from .parallel.layouts import Layout
 from .report.reports import Reports, StepReport
@@ -76,7 +77,7 @@ def update(run: Run, step: int) -> Tensor:
     With a loss or norm that is not finite nothing changes, on any rank: the check stays on the device.
     """
     micro_batches = run.feed.take(step)
-    tokens = run.config.batch.tokens_per_step
+    tokens = counted_targets(run, micro_batches)
     losses = backward(run, micro_batches, tokens)
     if run.meeting.world_size > 1:
         dist.all_reduce(losses)
@@ -91,7 +92,16 @@ def update(run: Run, step: int) -> Tensor:
     return torch.stack((loss.double(), norm.double(), finite.double()))
 
 
-def backward(run: Run, micro_batches: list[MicroBatch], tokens: int) -> Tensor:
+def counted_targets(run: Run, micro_batches: list[MicroBatch]) -> Tensor | int:
+    """Targets of this step that the loss counts, over all ranks: fixed, or int64 scalar on the device."""
+    if run.feed.every_target_counts:
+        return run.config.batch.tokens_per_step
+    count = torch.stack([(part.targets != IGNORED).sum() for part in micro_batches]).sum()
+    run.layout.sum_over_data(count)
+    return count.clamp(min=1)
+
+
+def backward(run: Run, micro_batches: list[MicroBatch], tokens: Tensor | int) -> Tensor:
     """Gradients of the mean loss over all `tokens` of all ranks; gives this rank's summed loss,
     float32 scalar.
     """
@@ -176,7 +186,7 @@ class Readings:
         config = self._run.config
         rate = learning_rate(step - 1, config.optim, config.horizon_steps)
         if not finite:
-            self._run.reports.metrics.add("nonfinite_total", 1)
+            self._run.reports.nonfinite()
             raise TrainerExit(
                 ExitCode.NON_FINITE,
                 f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite, step not taken",

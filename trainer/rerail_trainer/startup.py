@@ -19,6 +19,7 @@ from .data.source import open_source
 from .data.windows import Source
 from .environment import JobIdentity, RankIdentity
 from .evaluate.during import Evaluation, held_out_of
+from .failures import TrainerExit
 from .loop import Run, rehearse, train
 from .meeting import Meeting, meet, part
 from .model import fill, param_counts
@@ -26,9 +27,11 @@ from .optim import optimizer_for
 from .parallel.layouts import lay_out
 from .parallel.mesh import mesh_of
 from .report.metrics import serve
+from .report.peak import measured_peak, memory_peak, stated_peak
 from .report.progress import ProgressLog
-from .report.reports import Reports
+from .report.reports import Launch, Reports
 from .stop import StopRequest
+from .watchdog import Watchdog
 from .weights.beginning import Beginning
 from .weights.tokenizer_files import leave_tokenizer, of_one_tokenizer
 
@@ -41,13 +44,30 @@ class Circumstances:
     job: JobIdentity
     progress: ProgressLog
     stop: StopRequest
+    watchdog: Watchdog
 
 
 def run(config: Config, circumstances: Circumstances, observer: Observer | None = None) -> ExitCode:
     """Trains to the end, a stop, or a TrainerExit;
     takes the process groups down where the end was orderly.
     """
-    reports = Reports(config, circumstances.rank.rank == 0, circumstances.progress)
+    reports = Reports(config, circumstances.rank.rank == 0, circumstances.progress, circumstances.job.round)
+    reports.passed("imported")
+    try:
+        code = _run(config, circumstances, reports, observer)
+    except TrainerExit as refusal:
+        reports.ended(refusal.code, refusal.message)
+        raise
+    except Exception as error:
+        reports.ended(None, f"{type(error).__name__}: {error}")
+        raise
+    reports.ended(code, code.name.lower())
+    return code
+
+
+def _run(
+    config: Config, circumstances: Circumstances, reports: Reports, observer: Observer | None
+) -> ExitCode:
     if config.metrics.port and circumstances.rank.rank == 0:
         serve(reports.metrics, config.metrics.port)
     source = open_source(config)
@@ -55,6 +75,7 @@ def run(config: Config, circumstances: Circumstances, observer: Observer | None 
     mesh = mesh_of(config, circumstances.rank.world_size)
     share = share_of(config, mesh.at(circumstances.rank.rank).data, mesh.data_size)
     meeting = meet(circumstances.rank, config.parallel)
+    reports.passed("met")
     series = _series(config, meeting, circumstances.job, reports)
     code = ExitCode.RETRY_IN_PLACE
     try:
@@ -94,6 +115,7 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
     fill(ready.layout.model, config.run.seed)
     ready.reports.phase(ProgressPhase.COMPILE)
     rehearse(ready)
+    ready.reports.passed("compiled")
     seed_random_state(config.run.seed, 0, rank)
     start = _resume(ready, data_digest) if ready.series is not None else Start(None)
     if ready.series is not None and observer is not None:
@@ -103,9 +125,26 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
         ready.optimizer.reset()
     if config.run.init_from and start.loaded is None:
         Beginning(ready.meeting.control, config.run.init_from, ready.reports.say).fill(ready.layout.model)
-    ready.reports.started(start.step, start.step if start.loaded else None)
+    ready.reports.passed("loaded")
+    ready.reports.started(start.step, start.step if start.loaded else None, _launch(ready))
     _introduce(ready, start)
     return start.step
+
+
+def _launch(ready: Run) -> Launch:
+    """The circumstances of this start; on rank 0 of a GPU run it measures what products can reach."""
+    reports, meeting = ready.reports, ready.meeting
+    device, first = meeting.device, meeting.control.first
+    reports.follow("data_wait_seconds_total", lambda: ready.feed.wait_seconds)
+    reports.follow("memory_peak_bytes", lambda: memory_peak(device))
+    return Launch(
+        world_size=meeting.world_size,
+        layout=str(ready.layout.place.mesh),
+        device=device.type,
+        torch=torch.__version__,
+        stated_peak=stated_peak(device, ready.config.metrics.peak_tflops) if first else 0.0,
+        measured_peak=measured_peak(device) if first else 0.0,
+    )
 
 
 def _leave_tokenizer(ready: Run, source: Source) -> None:
@@ -134,8 +173,7 @@ def _introduce(ready: Run, start: Start) -> None:
     reports, meeting = ready.reports, ready.meeting
     count = param_counts(ready.config.model)["total"]
     mesh = ready.layout.place.mesh
-    reports.metrics.set("build_info", 1, f'torch="{torch.__version__}",layout="{mesh}"')
-    reports.metrics.set("checkpoint_damaged_total", len(start.set_aside))
+    reports.damaged(start.set_aside)
     reports.say(
         f"{count:,} parameters on {meeting.world_size} ranks "
         f"({mesh}, {meeting.device.type}), "

@@ -1,13 +1,13 @@
 """Progress lines: one JSON object per line, appended to the file that RERAIL_PROGRESS names. Torch-free."""
 
 import json
-import math
 import os
 import sys
 import time
 from typing import Any
 
 from rerail_api.contract import ProgressPhase
+from rerail_trainer.report.finite import finite
 
 CONTRACT = 1
 """Declares that this program's exit codes are those of the contract."""
@@ -28,7 +28,7 @@ class ProgressLog:
         if not self._path:
             return
         line: dict[str, Any] = {"contract": CONTRACT, "phase": phase.value, "time": time.time()}
-        line.update({key: _finite(value) for key, value in values.items()})
+        line.update({key: finite(value) for key, value in values.items()})
         try:
             if self._descriptor < 0:
                 # O_APPEND, because the agent cuts the file to size: the next line then lands at the new end.
@@ -39,7 +39,3 @@ class ProgressLog:
             if not self._warned:
                 sys.stderr.write(f"progress cannot be written to {self._path}: {error.strerror}\n")
             self._warned = True
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
