@@ -196,25 +196,23 @@ def borders(ids: list[int], end: int) -> list[int]:
     return [-1, *(place for place, token in enumerate(ids) if token == end)]
 
 
-def test_a_given_tokenizer_travels_with_the_corpus_and_wide_vocabularies_take_wide_shards(
+def test_a_given_tokenizer_travels_with_the_corpus_and_a_wide_vocabulary_takes_wide_shards(
     tmp_path: Path,
 ) -> None:
-    file = vocabularies.with_config(
-        vocabularies.byte_level(tmp_path / "given"), chat_template="{{ messages }}"
-    )
-    tree = json.loads(file.read_text())
-    tree["added_tokens"].append({**tree["added_tokens"][0], "id": 70_000, "content": "<far>"})
-    file.write_text(json.dumps(tree))
-    out = tmp_path / "out"
-    assert prepare(lines_file(tmp_path), "--tokenizer", file, "--out", out, "--workers", "1") == 0
-    assert (out / "tokenizer.json").read_bytes() == file.read_bytes()
-    assert (out / "tokenizer_config.json").exists()
-    tokenizer, corpus = open_tokenizer(str(out)), open_prepared(out)
-    assert corpus.dtype == (np.uint32 if tokenizer.vocab > 65_536 else np.uint16)
-    ids = all_tokens(corpus)
-    assert [
-        tokenizer.decode(ids[a + 1 : b]) for a, b in itertools.pairwise(borders(ids, tokenizer.end))
-    ] == DOCUMENTS
+    for name, make, dtype in (
+        ("narrow", vocabularies.byte_level, np.uint16),
+        ("wide", vocabularies.wide, np.uint32),
+    ):
+        file = vocabularies.with_config(make(tmp_path / name), chat_template="{{ messages }}")
+        out = tmp_path / f"{name}-out"
+        assert prepare(lines_file(tmp_path), "--tokenizer", file, "--out", out, "--workers", "1") == 0
+        assert (out / "tokenizer.json").read_bytes() == file.read_bytes()
+        assert (out / "tokenizer_config.json").exists()
+        tokenizer, corpus = open_tokenizer(str(out)), open_prepared(out)
+        assert corpus.dtype == dtype
+        ids = all_tokens(corpus)
+        places = borders(ids, tokenizer.end)
+        assert [tokenizer.decode(ids[a + 1 : b]) for a, b in itertools.pairwise(places)] == DOCUMENTS
 
 
 # Killed, and gone on.

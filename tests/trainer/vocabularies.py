@@ -42,6 +42,17 @@ def sentence_piece(folder: Path) -> Path:
     return _saved(folder, tokenizer)
 
 
+def wide(folder: Path, vocab: int = 70_000) -> Path:
+    """Byte-level without merges, and more tokens than two bytes can number; the end token is the last."""
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet())]
+    names += [f"<filler {index}>" for index in range(vocab - len(names) - 1)]
+    tokenizer = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    return _saved(folder, tokenizer)
+
+
 def with_config(file: Path, **settings: object) -> Path:
     """Writes a tokenizer_config.json beside a tokenizer.json."""
     (file.parent / "tokenizer_config.json").write_text(json.dumps(settings))

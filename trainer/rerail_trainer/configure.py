@@ -137,6 +137,8 @@ def _parsed(name: str, kind: Any, value: object) -> object:
         raise BadConfig(f"{name}={value} must be true or false")
     if isinstance(value, bool):
         raise BadConfig(f"{name}={value} must be {_spoken(kind)}")
+    if name == "data.path" and isinstance(value, dict):
+        return ",".join(f"{path}={weight}" for path, weight in value.items())
     if isinstance(value, str) or (kind is float and isinstance(value, int)):
         try:
             # 1_000 reads well in a shell, and int() takes it

@@ -53,6 +53,8 @@ class PackedWindows:
     stays a pure function of (data, seed, sample index).
     """
 
+    every_target_counts = False
+
     def __init__(self, source: Conversations, arrangement: Arrangement) -> None:
         self._source, self._arrangement = source, arrangement
         if int(source.tokens.max(initial=0)) >= arrangement.vocab:

@@ -80,6 +80,7 @@ class Feed:
         self.windows = self._windows.count
         """Windows of one epoch."""
         self.notes = self._windows.notes
+        self.every_target_counts = self._windows.every_target_counts
         self.wait_seconds = 0.0
         """How long steps have waited for their data, in all."""
         self._pool = ThreadPoolExecutor(1, "feed", initializer=_use, initargs=(device,))

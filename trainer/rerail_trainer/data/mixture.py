@@ -74,6 +74,8 @@ class MixedWindows:
     whole period. Each corpus has its own epochs.
     """
 
+    every_target_counts = True
+
     def __init__(self, mixture: Mixture, arrangement: Arrangement) -> None:
         self._arrangement = arrangement
         self._dtype = np.result_type(*(corpus.dtype for corpus in mixture.corpora))

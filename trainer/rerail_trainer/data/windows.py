@@ -56,6 +56,8 @@ class Windows(Protocol):
     """Windows of one epoch."""
     notes: tuple[str, ...]
     """What people should know of them, a line each."""
+    every_target_counts: bool
+    """Whether no target is ever IGNORED."""
 
     def rows(self, samples: NDArray[np.int64]) -> Rows: ...
 
@@ -82,6 +84,7 @@ class CorpusWindows:
     """The non-overlapping windows of one corpus, each epoch in an order of its own."""
 
     notes: tuple[str, ...] = ()
+    every_target_counts = True
 
     def __init__(self, corpus: "Corpus", arrangement: Arrangement) -> None:
         self._corpus, self._arrangement = corpus, arrangement
