@@ -107,8 +107,8 @@ def test_the_page_of_metrics_lists_all_of_the_operator() -> None:
 
 
 def test_the_page_of_metrics_lists_all_of_the_trainer() -> None:
-    source = (ROOT / "trainer/rerail_trainer/metrics.py").read_text()
-    own = set(re.findall(r'^    "(\w+)": \("(?:gauge|counter)"', source, re.M))
+    source = (ROOT / "trainer/rerail_trainer/report/metrics.py").read_text()
+    own = set(re.findall(r'^    "(\w+)": \("(?:gauge|counter|histogram)"', source, re.M))
     told = set(re.findall(r"`rerail_trainer_(\w+)`", (DOCS / "reference/metrics.md").read_text()))
     assert told == own
 

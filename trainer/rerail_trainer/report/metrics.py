@@ -19,10 +19,7 @@ DESCRIPTIONS = {
     "lr": ("gauge", "Learning rate of the last step."),
     "tokens_per_second": ("gauge", "Tokens of all ranks per second, over the last steps."),
     "step_seconds": ("histogram", "Seconds of single steps made by this process."),
-    "mfu_ratio": (
-        "gauge",
-        "Model FLOP per second over the stated peak of all devices; 6 N + 12 L H T a token.",
-    ),
+    "mfu_ratio": ("gauge", "Model FLOP per second over the stated bf16 peak of all devices."),
     "matmul_peak_ratio": ("gauge", "The same over the matmul peak that was measured at the start."),
     "data_wait_seconds_total": ("counter", "Seconds in which steps waited for their data."),
     "memory_peak_bytes": ("gauge", "Most memory that rank 0 had: tensors on a GPU, the process on a CPU."),
@@ -41,7 +38,7 @@ DESCRIPTIONS = {
     "productive_seconds_total": ("counter", "Seconds of steps that no earlier start had made."),
     "moe_load_max_over_mean": (
         "gauge",
-        "Tokens of a mixture's fullest expert over the mean, in the last step.",
+        "Tokens of a layer's fullest expert over the mean, in the last step.",
     ),
     "moe_tokens_dropped_total": ("counter", "Always 0: experts take every token that is sent to them."),
     "nonfinite_total": ("counter", "Steps whose loss or gradient was not finite."),

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from rerail_trainer.config import Config
@@ -31,21 +32,24 @@ class Careful:
     def __init__(self, name: str, open_sink: Callable[[], Sink]) -> None:
         self._name = name
         self._sink: Sink | None = None
-        self._do(lambda: self._open(open_sink))
+        self._do(partial(self._open, open_sink))
 
     def step(self, values: Values) -> None:
-        self._do(lambda: self._sink and self._sink.step(values))
+        if self._sink is not None:
+            self._do(partial(self._sink.step, values))
 
     def event(self, name: str, values: Values) -> None:
-        self._do(lambda: self._sink and self._sink.event(name, values))
+        if self._sink is not None:
+            self._do(partial(self._sink.event, name, values))
 
     def close(self) -> None:
-        self._do(lambda: self._sink and self._sink.close())
+        if self._sink is not None:
+            self._do(self._sink.close)
 
     def _open(self, open_sink: Callable[[], Sink]) -> None:
         self._sink = open_sink()
 
-    def _do(self, action: Callable[[], object]) -> None:
+    def _do(self, action: Callable[[], None]) -> None:
         try:
             action()
         except BadConfig:
