@@ -387,6 +387,52 @@ def test_eval_tells_held_out_loss_and_choices_in_one_object(
     assert "bits per byte" in capsys.readouterr().out
 
 
+def prepare(folder: Path, *words: str) -> Path:
+    """A prepared folder, half of whose 40 documents are held out, beside their text."""
+    rows = [{"text": f"{n}: the naïve question is whether {n} is to be or not to be."} for n in range(40)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = folder / "prepared"
+    assert (
+        main(["prepare", str(folder / "text.jsonl"), f"--out={out}", "--held-out=0.5", "--workers=1", *words])
+        == 0
+    )
+    return out
+
+
+def test_the_held_out_split_is_measured_by_its_documents_and_bytes(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare(tmp_path)
+    manifest = json.loads((prepared / "corpus.json").read_text())["held_out"]
+    capsys.readouterr()
+    assert main(["eval", str(checkpoints), f"--held-out={prepared}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["held_out"]
+    assert (found["documents"], found["bytes"]) == (manifest["documents"], manifest["bytes"])
+    assert found["tokens"] == manifest["tokens"] - manifest["documents"], "end tokens are no text"
+
+
+def test_a_bpe_split_has_the_bytes_of_its_text(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, "--train-bpe=280")
+    manifest = json.loads((prepared / "corpus.json").read_text())["held_out"]
+    tokenizer = open_tokenizer(str(prepared / "tokenizer.json"))
+    found = list(documents_of(str(prepared), "text", tokenizer))
+    assert sum(document.size for document in found) == manifest["bytes"]
+    assert sum(len(document.tokens) for document in found) < manifest["bytes"]
+    texts = {tokenizer.decode(document.tokens.tolist()) for document in found}
+    assert texts < {json.loads(line)["text"] for line in (tmp_path / "text.jsonl").read_text().splitlines()}
+
+
+def test_a_split_of_another_tokenizer_is_refused(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare(tmp_path, "--train-bpe=280")
+    capsys.readouterr()
+    assert main(["eval", str(checkpoints), f"--held-out={prepared}"]) == 64
+    told = capsys.readouterr().err
+    assert "was prepared with the tokenizer tokenizer.json" in told
+    assert "the model has bytes" in told
+
+
 COMPLAINTS = {
     "nothing asked": ([], "eval needs --held-out DATA, --choices FILE.jsonl or --lm-eval TASK"),
     "both": (["--held-out=x", "--lm-eval=y"], "--lm-eval is a program of its own"),

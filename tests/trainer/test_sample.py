@@ -132,7 +132,7 @@ def test_sample_writes_texts_to_standard_output_and_their_speed_beside(
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("The with\n\nA class\n")
-    words = ["sample", str(checkpoints), "--tokenizer=bytes", f"--prompts={prompts}", "--max-tokens=5"]
+    words = ["sample", str(checkpoints), f"--prompts={prompts}", "--max-tokens=5"]
     assert main(words) == 0
     plain = capsys.readouterr()
     assert "tokens/s" in plain.err
@@ -147,12 +147,28 @@ def test_sample_writes_texts_to_standard_output_and_their_speed_beside(
 def test_a_chat_asks_with_the_template_that_training_uses(
     checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sample", str(checkpoints), "--tokenizer=bytes", "--max-tokens=4", "--temperature=0", "--json"]
+    words = ["sample", str(checkpoints), "--max-tokens=4", "--temperature=0", "--json"]
     assert main([*words, "--prompt=Hi", "--chat"]) == 0
     chatted = json.loads(capsys.readouterr().out)
     assert main([*words, "--prompt=<|user|>\nHi\n<|assistant|>\n"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == chatted["text"]
     assert chatted["prompt"] == "Hi"
+
+
+def test_an_exported_model_writes_what_its_checkpoint_writes(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = tmp_path / "exported"
+    assert main(["export", str(checkpoints), "--out", str(exported)]) == 0
+    capsys.readouterr()
+    texts = []
+    for model in (checkpoints, exported):
+        assert (
+            main(["sample", str(model), "--prompt=The with", "--prompt=A", "--max-tokens=12", "--seed=3"])
+            == 0
+        )
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
 
 
 def test_two_steps_of_a_training_are_put_head_to_head(
@@ -193,7 +209,7 @@ def test_what_cannot_be_sampled_is_told_in_one_line(
     checkpoints: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, complaint = COMPLAINTS[case]
-    assert main(["sample", str(checkpoints), "--tokenizer=bytes", *words]) == 64
+    assert main(["sample", str(checkpoints), *words]) == 64
     told = capsys.readouterr()
     assert complaint in told.err
     assert len(told.err.splitlines()) == 1
