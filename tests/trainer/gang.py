@@ -147,7 +147,11 @@ class Gang:
 
     def losses(self) -> dict[int, float]:
         """Loss of every step that these ranks made, exactly as computed."""
-        return {line["step"]: line["loss"] for line in _lines(self.folder / "steps.jsonl") if "loss" in line}
+        return self.readings("loss")
+
+    def readings(self, name: str) -> dict[int, float]:
+        """One number of every step that these ranks made, as their JSONL tells it."""
+        return {line["step"]: line[name] for line in _lines(self.folder / "steps.jsonl") if "loss" in line}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor
 

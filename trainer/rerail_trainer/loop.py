@@ -17,7 +17,7 @@ from .data.feed import Feed, MicroBatch
 from .evaluate.during import Evaluation
 from .failures import TrainerExit
 from .meeting import Meeting
-from .model import IGNORED
+from .model import IGNORED, balance, forget_load
 from .optim import Optimizer, learning_rate
 from .parallel.layouts import Layout
 from .report.reports import Reports, StepReport
@@ -72,7 +72,8 @@ def train(run: Run, start: int) -> ExitCode:
 
 
 def update(run: Run, step: int) -> Tensor:
-    """One optimizer step; float64 [3] on the device: mean loss, gradient norm, 1 if both are finite.
+    """One optimizer step; float64 on the device: mean loss, gradient norm, 1 if both are finite, and for each
+    mixture of experts the load of the fullest over the mean.
 
     With a loss or norm that is not finite nothing changes, on any rank: the check stays on the device.
     """
@@ -87,9 +88,14 @@ def update(run: Run, step: int) -> Tensor:
     rate = learning_rate(step, run.config.optim, run.config.horizon_steps)
     if run.series is not None:
         run.series.staged()
-    run.optimizer.step(step + 1, rate, unless=(~finite).float())
+    unless = (~finite).float()
+    run.optimizer.step(step + 1, rate, unless)
     run.layout.zero_gradients()
-    return torch.stack((loss.double(), norm.double(), finite.double()))
+    measured = torch.stack((loss.double(), norm.double(), finite.double()))
+    if run.config.model.experts == 0:
+        return measured
+    loads = balance(run.layout.model, run.layout.sum_over_data, unless)
+    return measured if loads is None else torch.cat((measured, loads.double()))
 
 
 def counted_targets(run: Run, micro_batches: list[MicroBatch]) -> Tensor | int:
@@ -122,6 +128,7 @@ def rehearse(run: Run) -> None:
     with run.layout.backward(last=True):
         (run.layout.loss(*micro_batch) * 0.0).backward()  # type: ignore[no-untyped-call]
     run.layout.zero_gradients()
+    forget_load(run.layout.model)
 
 
 def evaluate(run: Run, evaluation: Evaluation, step: int) -> None:
@@ -182,7 +189,7 @@ class Readings:
         step, measured, event = self._pending.popleft()
         if event is not None:
             event.synchronize()
-        loss, norm, finite = measured.tolist()
+        loss, norm, finite, *loads = measured.tolist()
         config = self._run.config
         rate = learning_rate(step - 1, config.optim, config.horizon_steps)
         if not finite:
@@ -191,4 +198,5 @@ class Readings:
                 ExitCode.NON_FINITE,
                 f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite, step not taken",
             )
-        self._run.reports.step(StepReport(step, loss, norm, rate, step * config.batch.tokens_per_step))
+        tokens = step * config.batch.tokens_per_step
+        self._run.reports.step(StepReport(step, loss, norm, rate, tokens, tuple(loads)))

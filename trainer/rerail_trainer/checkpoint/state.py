@@ -41,14 +41,19 @@ def parts_of(state: TrainingState, rank: int, world_size: int) -> list[tuple[Par
     """What this rank saves: each part, its live memory, and whether that is a buffer, which a forward pass
     may change.
 
-    What all ranks hold is saved by one of them, chosen to even out the bytes.
+    What all ranks hold is saved by one of them, chosen to even out the bytes; what some hold alike, by those
+    in turn.
     """
     shards = [(name, local_shard(tensor), early) for name, tensor, early in _saved(state)]
     writers = _writers([(name, shard) for name, shard, _ in shards if not shard.sharded], world_size)
     return [
         (Part(name, shard.shape, shard.offset, tuple(shard.tensor.shape), KINDS[shard.tensor.dtype]), *rest)
-        for name, shard, early in shards
-        if (shard.first_replica and shard.tensor.numel() if shard.sharded else writers[name] == rank)
+        for turn, (name, shard, early) in enumerate(shards)
+        if (
+            turn % shard.copies == shard.copy and shard.tensor.numel()
+            if shard.sharded
+            else writers[name] == rank
+        )
         for rest in ((shard.tensor, early),)
     ]
 
