@@ -106,3 +106,8 @@ def saved_reference(reference: Reference, folder: Path) -> Any:
 def opened_by_transformers(folder: Path) -> Any:
     """The model directory as `transformers` reads it."""
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def tokenizer_by_transformers(folder: Path) -> Any:
+    """The directory's tokenizer as `transformers` reads it."""
+    return transformers.AutoTokenizer.from_pretrained(folder)

@@ -19,7 +19,8 @@ from rerail_trainer.weights import open_model
 from rerail_trainer.weights.config_json import architecture_of, config_json, model_of
 from rerail_trainer.weights.exporting import Order, export
 
-from .open_weights import REFERENCES, opened_by_transformers, saved_reference
+from .gang import Yard
+from .open_weights import REFERENCES, opened_by_transformers, saved_reference, tokenizer_by_transformers
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -196,3 +197,75 @@ def test_wrong_words_are_one_line_with_what_to_write(
     lines = capsys.readouterr().err.splitlines()
     assert "--shard-size=big is no size; write it as 500MB or 5GB" in lines[0]
     assert "neither a committed checkpoint nor config.json" in lines[1]
+
+
+TRAINED = {
+    "dense": (),
+    "sigmoid scores, moving bias, shared expert": (
+        "--model.experts=4",
+        "--model.expert_ffn=16",
+        "--model.shared_ffn=32",
+        "--model.dense_layers=1",
+        "--model.router_score=sigmoid",
+        "--model.router_scale=1.5",
+        "--model.balance_bias=0.01",
+    ),
+    "GELU, tied": ("--model.mlp=gelu", "--model.tie=true"),
+}
+
+
+@pytest.mark.parametrize("words", TRAINED.values(), ids=TRAINED.keys())
+@torch.no_grad()
+def test_a_checkpoint_is_exported_with_its_tokenizer_and_opens_in_transformers_with_the_same_logits(
+    yard: Yard, words: tuple[str, ...]
+) -> None:
+    yard.run("--train.steps=4", *words, ranks=2)
+    out = yard.folder / "model"
+    assert main(["export", str(yard.checkpoints), "--out", str(out), "--step", "4"]) == 0
+    ours, theirs = open_model(str(yard.checkpoints), CPU), opened_by_transformers(out)
+    tokens = TOKENS[:, :16] % 257
+    torch.testing.assert_close(ours.model.logits(tokens), theirs(tokens).logits, atol=TOLERANCE, rtol=0)
+    tokenizer = tokenizer_by_transformers(out)
+    assert tokenizer.eos_token_id == theirs.generation_config.eos_token_id == 256
+    assert_same_tokenizer(tokenizer, ours.tokenizer)
+    # The directory alone is enough to sample from here, too.
+    assert_same_tokenizer(tokenizer, open_model(str(out), CPU).tokenizer)
+
+
+TEXTS = (
+    "To be, or not to be: that is the question.",
+    "  two  spaces\tand a tab\r\n\n",
+    "naïve café, 東京, \N{PILE OF POO}\N{COMBINING ACUTE ACCENT}",
+    "def f(x):\n    return {1: 'a'}[x]\x00\x7f",
+)
+
+
+def assert_same_tokenizer(theirs: Any, ours: Any) -> None:
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert theirs(text, add_special_tokens=False).input_ids == ids
+        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == ours.decode(ids) == text
+    assert theirs.decode([0xE6, 0x9D, 0x41]) == ours.decode([0xE6, 0x9D, 0x41]), "half a letter is told alike"
+
+
+def test_a_tokenizer_with_its_settings_goes_from_the_data_over_the_checkpoint_into_the_export(
+    yard: Yard,
+) -> None:
+    text = yard.folder / "text"
+    text.mkdir()
+    (text / "a.txt").write_text("To be or not to be, that is the question. " * 400)
+    data = yard.folder / "data"
+    assert main(["prepare", str(text), "--out", str(data), "--train-bpe", "300"]) == 0
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (data / "chat_template.jinja").write_text(template)
+    yard.run("--data.source=shards", f"--data.path={data}", "--model.vocab=320", "--train.steps=2")
+    out = yard.folder / "model"
+    assert main(["export", str(yard.checkpoints), "--out", str(out)]) == 0
+    ours, theirs = open_model(str(out), CPU).tokenizer, tokenizer_by_transformers(out)
+    assert ours is not None
+    assert (out / "tokenizer.json").read_bytes() == (data / "tokenizer.json").read_bytes()
+    for text in TEXTS:
+        assert theirs(text, add_special_tokens=False).input_ids == ours.encode(text)
+    assert theirs.eos_token_id == ours.end
+    assert theirs.chat_template == template
+    assert opened_by_transformers(out).generation_config.eos_token_id == ours.end
