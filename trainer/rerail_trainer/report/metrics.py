@@ -36,10 +36,7 @@ DESCRIPTIONS = {
     "restarts_total": ("counter", "Starts of this job before this one."),
     "lost_steps_total": ("counter", "Steps that this process made again, by the lines in metrics.jsonl."),
     "productive_seconds_total": ("counter", "Seconds of steps that no earlier start had made."),
-    "moe_load_max_over_mean": (
-        "gauge",
-        "Tokens of a layer's fullest expert over the mean, in the last step.",
-    ),
+    "moe_load_max_over_mean": ("gauge", "Tokens of a layer's fullest expert over the mean, last step."),
     "moe_tokens_dropped_total": ("counter", "Always 0: experts take every token that is sent to them."),
     "nonfinite_total": ("counter", "Steps whose loss or gradient was not finite."),
     "phase_seconds": ("gauge", "Seconds from process start to the end of a start-up phase."),
