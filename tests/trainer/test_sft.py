@@ -1,0 +1,366 @@
+"""Fine-tuning on conversations: only answers count, packing changes nothing, templates keep their promises."""
+
+import json
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerail_trainer.config import BatchConfig, Config, DataConfig, ModelConfig, TrainConfig
+from rerail_trainer.data import chat
+from rerail_trainer.data.chat import Message, Template, answers, open_template
+from rerail_trainer.data.conversations import Conversations, encode_answers, open_conversations
+from rerail_trainer.data.packing import pack
+from rerail_trainer.data.source import open_source
+from rerail_trainer.data.tokenizer import open_tokenizer
+from rerail_trainer.data.windows import IGNORED, Arrangement
+from rerail_trainer.failures import BadConfig
+from rerail_trainer.model import Transformer, fill
+
+from . import vocabularies
+from .gang import Yard
+
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WITH_BEGINNING = "{{ bos_token }}" + CHATML
+STRIPPING = CHATML.replace("message.content", "(message.content | trim)")
+FORGETFUL = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.role == 'assistant' and not loop.last %}{{ message.content.split('</think>')[-1] }}"
+    "{% else %}{{ message.content }}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Drops what was thought in earlier answers, as Qwen 3's does."""
+MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+    "{{ message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {
+    "built in": chat.TEMPLATE,
+    "ChatML": CHATML,
+    "with a beginning-of-text token": WITH_BEGINNING,
+    "that strips messages": STRIPPING,
+    "with generation marks": MARKED,
+}
+TALK: list[Message] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where is the cat?"},
+    {"role": "assistant", "content": "On the mat, in größter Ruhe."},
+    {"role": "user", "content": "And the dog? "},
+    {"role": "assistant", "content": "Beside it.\nAsleep."},
+]
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    return vocabularies.byte_level(tmp_path / "tokenizer", MARKS).parent
+
+
+def template_in(folder: Path, text: str) -> Template:
+    vocabularies.with_config(
+        folder / "tokenizer.json", bos_token="<s>", eos_token="<|im_end|>", chat_template=text
+    )
+    return open_template(open_tokenizer(str(folder)))
+
+
+# Templates.
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_render_and_mark_answers_as_transformers_does(name: str, tokenizer_folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    template = template_in(tokenizer_folder, TEMPLATES[name])
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_folder / "tokenizer.json"),
+        bos_token="<s>",
+        eos_token="<|endoftext|>" if name == "built in" else "<|im_end|>",
+    )
+    theirs.chat_template = TEMPLATES[name]
+    for upto in range(1, len(TALK) + 1):
+        for prompt in (False, True):
+            wanted = theirs.apply_chat_template(TALK[:upto], tokenize=False, add_generation_prompt=prompt)
+            assert template.render(TALK[:upto], prompt) == wanted
+    if name == "with generation marks":
+        marked = theirs.apply_chat_template(
+            TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ((text, spans),) = answers(template, TALK)
+        ids, counted = encode_answers(open_tokenizer(str(tokenizer_folder)), text, spans)
+        assert ids.tolist() == marked["input_ids"][: len(ids)]
+        assert counted.tolist() == [bool(flag) for flag in marked["assistant_masks"][: len(ids)]]
+        assert not any(marked["assistant_masks"][len(ids) :])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_answers_are_what_the_assistant_says_up_to_its_end_mark(name: str, tokenizer_folder: Path) -> None:
+    template = template_in(tokenizer_folder, TEMPLATES[name])
+    ((text, spans),) = answers(template, TALK)
+    mark = "<|endoftext|>" if name == "built in" else "<|im_end|>"
+    assert [text[begin:end] for begin, end in spans] == [
+        f"On the mat, in größter Ruhe.{mark}",
+        f"Beside it.\nAsleep.{mark}",
+    ]
+    assert len(text) == spans[-1][1]
+    # A beginning-of-text token stands where the template writes it, and no second one before it.
+    ids = open_tokenizer(str(tokenizer_folder)).encode(text, special=True)
+    begin = open_tokenizer(str(tokenizer_folder)).encode("<s>", special=True)
+    assert ids.count(begin[0]) == (name == "with a beginning-of-text token")
+
+
+def test_a_template_that_forgets_gives_every_answer_a_text_of_its_own(tokenizer_folder: Path) -> None:
+    template = template_in(tokenizer_folder, FORGETFUL)
+    thought = [
+        {**message, "content": f"<think>hm</think>{message['content']}"}
+        if message["role"] == "assistant"
+        else message
+        for message in TALK
+    ]
+    texts = answers(template, thought)
+    assert [[text[begin:end] for begin, end in spans] for text, spans in texts] == [
+        ["<think>hm</think>On the mat, in größter Ruhe.<|im_end|>"],
+        ["<think>hm</think>Beside it.\nAsleep.<|im_end|>"],
+    ]
+    assert texts[1][0].count("<think>") == 1
+    # Without thoughts nothing is forgotten, and one text holds both answers.
+    assert len(answers(template, TALK)) == 1
+
+
+def test_the_built_in_template_needs_no_jinja2(
+    monkeypatch: pytest.MonkeyPatch, tokenizer_folder: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    template = open_template(open_tokenizer("bytes"))
+    assert template.render(TALK[:2], prompt=True) == (
+        "<|system|>\nBe brief.\n<|user|>\nWhere is the cat?\n<|assistant|>\n"
+    )
+    with pytest.raises(BadConfig, match=r"pip install 'rerail\[text\]'"):
+        template_in(tokenizer_folder, CHATML).render(TALK)
+
+
+def test_templates_that_cannot_serve_are_refused(tokenizer_folder: Path) -> None:
+    with pytest.raises(BadConfig, match="is no chat template"):
+        template_in(tokenizer_folder, "{% for %}").render(TALK)
+    with pytest.raises(BadConfig, match="cannot render a conversation: roles must alternate"):
+        template_in(tokenizer_folder, "{{ raise_exception('roles must alternate') }}").render(TALK)
+    with pytest.raises(BadConfig, match="does not write a conversation as the beginning of a longer one"):
+        answers(template_in(tokenizer_folder, "{{ messages | length }}{{ messages[-1].content }}"), TALK)
+
+
+def test_a_template_file_wins_over_the_configuration(tokenizer_folder: Path) -> None:
+    (tokenizer_folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    assert template_in(tokenizer_folder, CHATML).render(TALK) == "Be brief.!"
+
+
+# Packing.
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200), seed=st.integers(0, 2**63))
+@settings(max_examples=80, deadline=None)
+def test_every_piece_is_packed_once_and_no_two_windows_would_fit_into_one(
+    lengths: list[int], seed: int
+) -> None:
+    sizes = np.array(lengths)
+    packing = pack(sizes, 40, seed)
+    assert sorted(packing.members.tolist()) == list(range(len(lengths)))
+    filled = sorted(int(sizes[packing.of(window)].sum()) for window in range(packing.windows))
+    assert filled[-1] <= 40
+    assert packing.windows == 1 or filled[0] + filled[1] > 40
+    again = pack(sizes, 40, seed)
+    assert again.members.tolist() == packing.members.tolist()
+    assert again.borders.tolist() == packing.borders.tolist()
+
+
+def conversations(folder: Path, count: int = 60) -> Path:
+    """Questions whose answers can be learnt, of many lengths."""
+    path = folder / "chat.jsonl"
+    with path.open("w") as file:
+        for index in range(count):
+            talk = [{"role": "user", "content": f"say {index % 5}" + " please" * (index % 3)}]
+            talk.append({"role": "assistant", "content": "abcde"[index % 5] * (2 + index % 4)})
+            if index % 4 == 0:
+                talk += [{"role": "user", "content": "more"}, {"role": "assistant", "content": "no"}]
+            file.write(json.dumps({"messages": talk, "source": "made"}) + "\n")
+    return path
+
+
+CONFIG = Config(
+    model=ModelConfig(layers=2, dim=32, heads=4, kv_heads=2, head_dim=8, ffn=48, seq_len=128, vocab=257),
+    batch=BatchConfig(tokens_per_step=1024, micro_batch=4),
+    train=TrainConfig(stage="sft"),
+)
+
+
+def config_of(folder: Path) -> Config:
+    return replace(CONFIG, data=DataConfig(source="chat", path=str(conversations(folder))))
+
+
+def test_packed_conversations_lose_what_they_lose_alone_and_only_answers_count(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    model = Transformer(config.model)
+    fill(model, 3)
+    windows = open_source(config).windows(Arrangement.of(config))
+    rows = windows.rows(np.arange(windows.count))
+    assert rows.targets is not None
+    assert rows.documents is not None
+    inputs = torch.from_numpy(rows.tokens.astype(np.int64))[:, :-1]
+    targets, documents = torch.from_numpy(rows.targets), torch.from_numpy(rows.documents)
+    with torch.no_grad():
+        packed = float(model(inputs, targets, documents))
+    alone, answered = lost_alone(model, tmp_path / "chat.jsonl")
+    assert packed == pytest.approx(alone, rel=1e-5)
+    assert int((targets != IGNORED).sum()) == answered
+    assert windows.count < 60
+
+
+def lost_alone(model: Transformer, file: Path) -> tuple[float, int]:
+    """The loss of every answer's bytes after the text before it, one conversation at a time, without a mask."""
+    total, count = 0.0, 0
+    for line in file.read_text().splitlines():
+        text, wanted = [], []
+        for message in json.loads(line)["messages"]:
+            said = [*message["content"].encode(), *([256] if message["role"] == "assistant" else [])]
+            head = list(f"<|{message['role']}|>\n".encode())
+            text += [*head, *said, 10]
+            wanted += [False] * len(head) + [message["role"] == "assistant"] * len(said) + [False]
+        tokens = torch.tensor(text)[None]
+        with torch.no_grad():
+            losses = torch.nn.functional.cross_entropy(
+                model.logits(tokens[:, :-1])[0].float(), tokens[0, 1:], reduction="none"
+            )
+        chosen = torch.tensor(wanted[1:])
+        total += float(losses[chosen].sum())
+        count += int(chosen.sum())
+    return total, count
+
+
+def test_conversations_in_one_window_do_not_see_each_other(tmp_path: Path) -> None:
+    source = open_source(config_of(tmp_path))
+    assert isinstance(source, Conversations)
+    rows = source.windows(Arrangement.of(CONFIG)).rows(np.arange(4))
+    assert rows.documents is not None
+    assert rows.targets is not None
+    for tokens, targets, documents in zip(rows.tokens, rows.targets, rows.documents, strict=True):
+        assert set(np.diff(documents).tolist()) <= {0, 1}
+        begins = np.flatnonzero(np.diff(documents, prepend=-1))
+        # Every document but the padding begins with a question.
+        assert {bytes(tokens[at : at + 8].tolist()) for at in begins[:-1]} == {b"<|user|>"}
+        assert documents.max() >= 1
+        # The last target of a conversation is no input: the next one begins in its place.
+        seen = (targets != IGNORED) & (np.diff(documents, append=documents[-1]) == 0)
+        assert (targets[seen] == tokens[1:][seen]).all()
+
+
+def test_long_conversations_are_cut_and_those_without_an_answer_left_out_and_told(tmp_path: Path) -> None:
+    talks = [
+        [("user", "q"), ("assistant", "yes")],
+        [("user", "q"), ("assistant", "x" * 200)],
+        [("user", "q" * 200), ("assistant", "beyond the window")],
+        [("user", "nobody answers")],
+    ]
+    path = tmp_path / "chat.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]})
+            for talk in talks
+        )
+    )
+    source = open_conversations(str(path), open_tokenizer("bytes"))
+    windows = source.windows(Arrangement(64, 1, True, True, 257))
+    assert windows.notes == (
+        "2 conversations in 2 windows, 71.9% full",
+        "2 conversations are longer than model.seq_len and were cut",
+        "2 conversations have no answer to learn and were left out",
+    )
+    rows = windows.rows(np.arange(2))
+    assert rows.targets is not None
+    assert sorted((rows.targets != IGNORED).sum(axis=1).tolist()) == [
+        4,
+        64 - len("<|user|>\nq\n<|assistant|>\n") + 1,
+    ]
+
+
+REFUSED = {
+    "no JSON": ("{\n", "chat.jsonl, line 2: no JSON"),
+    "no messages": (
+        '{"text": "a"}\n',
+        'line 2: a conversation is {"messages": [{"role": ..., "content": ...}, ...]}',
+    ),
+    "a message without content": (
+        '{"messages": [{"role": "user"}]}\n',
+        "line 2: every message needs role and content",
+    ),
+    "content in parts": ('{"messages": [{"role": "user", "content": []}]}\n', "line 2: every message needs"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_line_that_is_no_conversation_is_refused_by_its_number(
+    case: str, yard: Yard, tmp_path: Path
+) -> None:
+    bad, message = REFUSED[case]
+    path = conversations(tmp_path, 1)
+    path.write_text(path.read_text() + bad)
+    gang = yard.start("--train.stage=sft", "--data.source=chat", f"--data.path={path}")
+    assert gang.wait() == [64]
+    assert message in gang.output()
+
+
+def test_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "hello?"}]}\n')
+    with pytest.raises(BadConfig, match=r"no conversation in data\.path=.* has an answer"):
+        open_conversations(str(path), open_tokenizer("bytes"))
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "q" * 99}, TALK[2]]}))
+    with pytest.raises(BadConfig, match=r"no conversation has an answer within model\.seq_len=64"):
+        open_conversations(str(path), open_tokenizer("bytes")).windows(Arrangement(64, 1, True, True, 257))
+
+
+# Trained.
+
+SFT = ("--train.stage=sft", "--model.seq_len=128", "--batch.tokens_per_step=1024", "--optim.lr=2e-2")
+
+
+def test_a_model_is_fine_tuned_from_a_checkpoint_and_learns_the_answers(yard: Yard, tmp_path: Path) -> None:
+    path = conversations(tmp_path)
+    base = tmp_path / "base"
+    yard.run(
+        f"--checkpoint.dir={base}", "--model.seq_len=128", "--batch.tokens_per_step=1024", "--train.steps=4"
+    )
+    words = (*SFT, "--data.source=chat", f"--data.path={path}", f"--run.init_from={base}", "--train.steps=40")
+    gang = yard.run(*words, "--checkpoint.every_steps=40", ranks=2)
+    losses = gang.losses()
+    assert "conversations in" in gang.output()
+    assert losses[1] > 3.0
+    assert losses[40] < losses[1] / 3
+
+
+def test_fine_tuning_resumes_bit_for_bit_and_any_cut_of_the_batch_gives_its_losses(
+    yard: Yard, tmp_path: Path
+) -> None:
+    words = (*SFT, "--data.source=chat", f"--data.path={conversations(tmp_path)}")
+    straight = yard.run(*words, f"--checkpoint.dir={tmp_path}/straight", ranks=2).losses()
+    gang = yard.start(*words, ranks=2, at={"rank": 0, "point": "due", "step": 6, "signal": "SIGKILL"})
+    assert gang.end_of(0) == -signal.SIGKILL
+    assert yard.run(*words, ranks=2).losses() == {step: straight[step] for step in (5, 6, 7, 8)}
+    for ranks, micro_batch in ((1, 8), (1, 1), (4, 1)):
+        folder = f"--checkpoint.dir={tmp_path}/cut-{ranks}-{micro_batch}"
+        losses = yard.run(*words, folder, f"--batch.micro_batch={micro_batch}", ranks=ranks).losses()
+        assert losses == pytest.approx(straight, abs=5e-5)
+
+
+def test_stage_and_source_belong_together(yard: Yard) -> None:
+    gang = yard.start("--train.stage=sft")
+    assert gang.wait() == [64]
+    assert "train.stage=sft and data.source=chat belong together" in gang.output()
