@@ -114,7 +114,7 @@ def test_the_size_of_a_batch_makes_no_difference() -> None:
 
 def close(one: HeldOutLoss, other: HeldOutLoss) -> bool:
     left, right = vars(one), vars(other)
-    return all(left[name] == pytest.approx(right[name], rel=1e-9) for name in left)
+    return left == {name: value and pytest.approx(value, rel=1e-9) for name, value in right.items()}
 
 
 def test_the_standard_error_is_that_of_a_ratio_over_documents() -> None:
@@ -141,6 +141,15 @@ def test_measuring_stops_after_so_many_tokens_at_the_end_of_a_document() -> None
     asked = asked_of(a_model())
     measured = measure(asked, documents(*TEXTS), Reach(8, 64, max_tokens=50))
     assert measured.documents == 2
+
+
+def test_a_long_document_is_scored_in_portions_and_each_is_told() -> None:
+    asked, told = asked_of(a_model()), list[int]()
+    text = documents("To be or not to be. " * 200)
+    measured = measure(asked, text, Reach(16, 64), told.append)
+    assert len(told) > 3
+    assert sum(told) == measured.tokens == 4000
+    assert close(measured, measure(asked, text, Reach(16, 100_000)))
 
 
 def test_no_text_is_no_measurement() -> None:

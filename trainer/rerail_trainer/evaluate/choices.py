@@ -5,7 +5,7 @@ and both encoded as one text, so that a choice is scored in the tokens it really
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rerail_trainer.failures import BadConfig
@@ -13,6 +13,11 @@ from rerail_trainer.failures import BadConfig
 from .asked import Asked
 from .items import Item, Shots, answers_of, joined, prompt_of
 from .scoring import Passage, log_likelihoods
+
+_ITEMS_AT_ONCE = 256
+"""Enough to fill batches with passages of like length."""
+
+Told = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,23 @@ class Accuracy:
     items: int
 
 
-def judge(asked: Asked, items: Sequence[Item], shots: Shots, batch_tokens: int) -> list[Verdict]:
-    """The model's verdict on every item, in their order."""
-    passages: list[Passage] = []
-    cuts = []
-    for item in items:
-        own, cut = passages_of(asked, prompt_of(item, shots), answers_of(item, shots))
-        passages += own
-        cuts.append(cut)
-    scores = iter(log_likelihoods(asked.model, passages, batch_tokens))
-    return [
-        Verdict(item, answers_of(item, shots), tuple(next(scores) for _ in item.choices), cut)
-        for item, cut in zip(items, cuts, strict=True)
-    ]
+def judge(
+    asked: Asked, items: Sequence[Item], shots: Shots, batch_tokens: int, told: Told | None = None
+) -> list[Verdict]:
+    """The model's verdict on every item, in their order; `told` hears of every so many items."""
+    verdicts: list[Verdict] = []
+    for begin in range(0, len(items), _ITEMS_AT_ONCE):
+        some = items[begin : begin + _ITEMS_AT_ONCE]
+        rows = [passages_of(asked, prompt_of(item, shots), answers_of(item, shots)) for item in some]
+        passages = [passage for own, _ in rows for passage in own]
+        scores = iter(log_likelihoods(asked.model, passages, batch_tokens))
+        verdicts += [
+            Verdict(item, answers_of(item, shots), tuple(next(scores) for _ in item.choices), cut)
+            for item, (_, cut) in zip(some, rows, strict=True)
+        ]
+        if told is not None:
+            told(len(some))
+    return verdicts
 
 
 def passages_of(asked: Asked, context: str, answers: Sequence[str]) -> tuple[list[Passage], bool]:

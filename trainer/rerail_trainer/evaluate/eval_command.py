@@ -3,11 +3,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rerail_trainer.commands import Words
+from rerail_trainer.data.bar import Bar
 from rerail_trainer.failures import BadConfig
 
 from . import lm_eval_hook
@@ -45,7 +47,9 @@ def _words() -> Words:
     words.add_argument("model", help="checkpoint folder, step folder, or exported model directory")
     words.add_argument("--held-out", metavar="DATA", help="prepared folder, text files or .jsonl")
     words.add_argument("--field", default="text", help="field of .jsonl lines that holds the text")
-    words.add_argument("--max-tokens", type=int, default=0, help="stop after so many held-out tokens; 0: all")
+    words.add_argument(
+        "--max-tokens", type=int, default=0, help="read whole documents until so many tokens; 0: all"
+    )
     words.add_argument(
         "--stride", type=int, default=0, help="tokens by which the window moves on; 0: half the window"
     )
@@ -111,9 +115,23 @@ def _held_out(asked: Asked, options: argparse.Namespace) -> dict[str, Any]:
     if options.stride > window:
         raise BadConfig(f"--stride {options.stride} must be at most the model's window, {window}")
     stride = options.stride or max(1, window // 2)
-    documents = documents_of(options.held_out, options.field, asked.tokenizer)
-    measured = measure(asked, documents, Reach(stride, options.batch_tokens, options.max_tokens))
+    documents = list(documents_of(options.held_out, options.field, asked.tokenizer))
+    total = sum(len(document.tokens) for document in documents)
+    reach = Reach(stride, options.batch_tokens, options.max_tokens)
+    with _progress("held-out", min(total, options.max_tokens or total), "tokens") as told:
+        measured = measure(asked, documents, reach, told)
     return {"data": options.held_out, "window": window, "stride": stride, **asdict(measured)}
+
+
+@contextmanager
+def _progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None] | None]:
+    """A bar for somebody who watches; else nothing, so that the figures stand alone."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = Bar(label, total, unit, sys.stderr)
+    yield bar.add
+    bar.close()
 
 
 def _shots(options: argparse.Namespace) -> Shots:
@@ -126,7 +144,9 @@ def _shots(options: argparse.Namespace) -> Shots:
 def _choices(asked: Asked, items: list[Item], shots: Shots, options: argparse.Namespace) -> dict[str, Any]:
     from .choices import judge
 
-    verdicts = judge(asked, items[: options.limit or None], shots, options.batch_tokens)
+    items = items[: options.limit or None]
+    with _progress("choices", len(items), "items") as told:
+        verdicts = judge(asked, items, shots, options.batch_tokens, told)
     if options.out:
         write_lines(options.out, map(_row, verdicts))
     categories = sorted({verdict.item.category for verdict in verdicts} - {""})

@@ -4,8 +4,10 @@ Bits per byte = summed loss in nats / (ln 2 x bytes of UTF-8 text): Gao et al., 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from rerail_trainer.failures import BadConfig
 
@@ -14,6 +16,10 @@ from .documents import Document
 from .scoring import Passage, log_likelihoods
 
 _BATCHES_AT_ONCE = 16
+
+Told = Callable[[int], None]
+_Owned = tuple[int, Passage]
+"""Which document a passage is of."""
 
 
 @dataclass(frozen=True)
@@ -41,35 +47,39 @@ class HeldOutLoss:
     bits_per_byte_standard_error: float | None
 
 
-def measure(asked: Asked, documents: Iterable[Document], reach: Reach) -> HeldOutLoss:
+def measure(
+    asked: Asked, documents: Iterable[Document], reach: Reach, told: Told | None = None
+) -> HeldOutLoss:
     """Every token of every document is scored once, and each document begins behind an end token (or what the
     model wants before every text). End tokens themselves are not scored: they are no text.
+
+    `told` hears of every so many scored tokens.
     """
+    measured: list[Document] = []
     nats: list[float] = []
-    tokens: list[int] = []
-    sizes: list[int] = []
-    for some in _portions(_within(documents, reach.max_tokens), reach.batch_tokens * _BATCHES_AT_ONCE):
-        passages, owners = [], []
-        for owner, document in enumerate(some):
-            own = list(passages_of(asked, document, reach.stride))
-            passages += own
-            owners += [owner] * len(own)
-        sums = [0.0] * len(some)
-        scores = log_likelihoods(asked.model, passages, reach.batch_tokens)
-        for owner, value in zip(owners, scores, strict=True):
-            sums[owner] -= value
-        nats += sums
-        tokens += [len(document.tokens) for document in some]
-        sizes += [document.size for document in some]
-    if not sum(tokens):
+
+    def owned() -> Iterator[tuple[int, Passage]]:
+        for document in _within(documents, reach.max_tokens):
+            measured.append(document)
+            nats.append(0.0)
+            for passage in passages_of(asked, document, reach.stride):
+                yield len(nats) - 1, passage
+
+    for some in _portions(owned(), reach.batch_tokens * _BATCHES_AT_ONCE):
+        scores = log_likelihoods(asked.model, [passage for _, passage in some], reach.batch_tokens)
+        for (owner, _), value in zip(some, scores, strict=True):
+            nats[owner] -= value
+        if told is not None:
+            told(sum(passage.scored for _, passage in some))
+    if not measured:
         raise BadConfig("there is no held-out text to measure by")
-    return _summary(nats, tokens, sizes)
+    return _summary(nats, [len(one.tokens) for one in measured], [one.size for one in measured])
 
 
 def passages_of(asked: Asked, document: Document, stride: int) -> Iterator[Passage]:
     """The windows that together score each token of `document` once, with as much context as fits."""
     before = asked.begin or (asked.tokenizer.end,)
-    row = [*before, *document.tokens.tolist()]
+    row = np.concatenate((np.array(before, dtype=np.int64), document.tokens.astype(np.int64)))
     window, scored = asked.model.config.seq_len, len(before)
     while scored < len(row):
         # The first window is new from end to end; each later one moves on by a stride.
@@ -79,7 +89,7 @@ def passages_of(asked: Asked, document: Document, stride: int) -> Iterator[Passa
 
 
 def _within(documents: Iterable[Document], max_tokens: int) -> Iterator[Document]:
-    """Whole documents until `max_tokens` are reached; at least one."""
+    """Documents with text, whole ones, until `max_tokens` are reached."""
     taken = 0
     for document in documents:
         if not len(document.tokens):
@@ -90,13 +100,13 @@ def _within(documents: Iterable[Document], max_tokens: int) -> Iterator[Document
             return
 
 
-def _portions(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
-    """So many documents at a time that their tokens fill batches well and memory stays bounded."""
-    some: list[Document] = []
+def _portions(passages: Iterable[_Owned], tokens: int) -> Iterator[list[_Owned]]:
+    """So many at a time that they fill batches well and memory stays bounded."""
+    some: list[_Owned] = []
     held = 0
-    for document in documents:
-        some.append(document)
-        held += len(document.tokens)
+    for owner, passage in passages:
+        some.append((owner, passage))
+        held += len(passage.tokens)
         if held >= tokens:
             yield some
             some, held = [], 0

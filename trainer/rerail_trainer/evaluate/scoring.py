@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rerail_trainer.model import IGNORED, Transformer
@@ -19,7 +21,7 @@ _LOGITS_AT_ONCE = 1 << 26
 class Passage:
     """tokens: context and what is scored, at most seq_len + 1; scored: how many of the last ones count."""
 
-    tokens: Sequence[int]
+    tokens: Sequence[int] | NDArray[np.int64]
     scored: int
 
 
@@ -51,7 +53,7 @@ def _padded(passages: Sequence[Passage], width: int) -> tuple[Tensor, Tensor]:
     inputs = torch.zeros(len(passages), width, dtype=torch.int64)
     targets = torch.full((len(passages), width), IGNORED, dtype=torch.int64)
     for row, passage in enumerate(passages):
-        tokens = torch.tensor(passage.tokens, dtype=torch.int64)
+        tokens = torch.from_numpy(np.asarray(passage.tokens, dtype=np.int64))
         length = len(tokens) - 1
         inputs[row, :length] = tokens[:-1]
         targets[row, length - passage.scored : length] = tokens[length + 1 - passage.scored :]
