@@ -39,6 +39,9 @@ COMMANDS: dict[str, Command] = {
         "parameters, memory, layout, time and checkpoints of a training, without a GPU",
         "rerail_trainer.planning.command",
     ),
+    "plot": Command(
+        "loss, tokens/s, MFU, stalls and restarts of runs, as a picture", "rerail_trainer.report.plot"
+    ),
     "prepare": Command("raw text into token shards and a manifest", "rerail_trainer.data.prepare"),
     "eval": Command(
         "held-out loss, multiple choice, or lm-eval's tasks", "rerail_trainer.evaluate.eval_command"

@@ -1,5 +1,6 @@
 """What JSONL files of runs say: starts, steps, and what happened between them. Torch-free."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ class RunLog:
         """Every step as it went into the weights: the last time it was made."""
         last = {line["step"]: line for start in self.starts for line in start.steps}
         return [last[step] for step in sorted(last)]
+
+
+def read_runs(paths: Sequence[str]) -> list[RunLog]:
+    """Named by their files, and where two are of one name by their folders too."""
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if names.count(run.name) > 1:
+            run.name = str(Path(path).with_suffix(""))
+    return runs
 
 
 def read_run(path: str) -> RunLog:
