@@ -211,8 +211,9 @@ class Shapes:
             return 0.0
         return 4 * self._expert_rows() * self._model.dim * self._compute
 
-    def _norm(self) -> float:
-        width = self._stream
+    def _norm(self, width: float | None = None) -> float:
+        """What a norm keeps of its input; on a CPU besides that input, divided."""
+        width = self._stream if width is None else width
         return width * self._compute if self._fused_norms else width * 8
 
     def _attention(self, recompute: Recompute) -> float:
@@ -223,7 +224,8 @@ class Shapes:
         if recompute == "selective":
             # The block's input, and the output of the last product.
             return products + compute * (self._stream + model.dim)
-        return products + self._norm() + compute * model.dim
+        normed = self._query + self._key if model.qk_norm != "none" else 0.0
+        return products + self._norm() + self._norm(normed) + compute * model.dim
 
     def _dense(self, recompute: Recompute, width: int) -> float:
         """A feed-forward: norm, its output, and what lies between its products."""
