@@ -15,19 +15,34 @@ _ROWS = 256
 Softmax = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 0) -> Tensor:
+def softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss and its slope by the logits, in their dtype. logits: [n, vocab]; targets: int64 [n]."""
+    real = targets != IGNORED
+    wanted = torch.where(real, targets, 0)[:, None]
+    logs = logits.log_softmax(-1, dtype=_wide(logits.dtype))
+    loss = -torch.where(real, logs.gather(-1, wanted)[:, 0], 0.0).sum()
+    slope = logs.exp_().scatter_add_(-1, wanted, logs.new_full(wanted.shape, -1.0))
+    return loss, slope.mul_(real[:, None]).to(logits.dtype)
+
+
+def summed_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax = softmax_loss, rows: int = 0
+) -> Tensor:
     """Sum over targets != IGNORED of -log softmax(hidden @ weight^T)[target]; float32 scalar.
 
     hidden: [..., dim]; weight: [vocab, dim]; targets: int64 [...]. Products in the autocast dtype or that of
-    `hidden`, all else in float32. Gradients are found in the forward pass, chunk by chunk, so that no product
-    is computed twice. rows: tokens per chunk; 0 takes as many as make half a GiB of float32 logits.
+    `hidden`, all else in float32 (or float64). Gradients are found in the forward pass, chunk by chunk, so
+    that no product is computed twice. rows: tokens per chunk; 0 takes as many as make half a GiB of float32
+    logits.
     """
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
     rows = rows or max(_ROWS, _LOGITS_AT_ONCE // len(weight) // _ROWS * _ROWS)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _ChunkedLoss.apply(hidden.flatten(0, -2).to(dtype), weight, targets.flatten(), rows)
+        loss: Tensor = _ChunkedLoss.apply(
+            hidden.flatten(0, -2).to(dtype), weight, targets.flatten(), (softmax, rows)
+        )
         return loss
 
 
@@ -35,14 +50,18 @@ class _ChunkedLoss(torch.autograd.Function):
     """hidden [n, dim], weight [vocab, dim], targets [n] -> sum of losses."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, way: tuple[Softmax, int]
+    ) -> Tensor:
+        softmax, rows = way
+        wide = _wide(hidden.dtype)
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
         low = weight.detach().to(hidden.dtype)
         for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(hidden), rows):
             chunk = slice(begin, begin + rows)
-            losses, slope = softmax_loss(hidden[chunk] @ low.t(), targets[chunk])
+            losses, slope = softmax(hidden[chunk] @ low.t(), targets[chunk])
             loss += losses
             if for_hidden is not None:
                 torch.mm(slope, low, out=for_hidden[chunk])
@@ -63,12 +82,6 @@ class _ChunkedLoss(torch.autograd.Function):
         return for_hidden, for_weight, None, None
 
 
-def softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss, float32, and its slope by the logits, in their dtype. logits: [n, vocab]; targets: [n]."""
-    real = targets != IGNORED
-    wanted = torch.where(real, targets, 0)[:, None]
-    logs = logits.float().log_softmax(-1)
-    loss = -torch.where(real, logs.gather(-1, wanted)[:, 0], 0.0).sum()
-    slope = logs.exp_()
-    slope.scatter_add_(-1, wanted, torch.full_like(wanted, -1.0, dtype=slope.dtype))
-    return loss, slope.mul_(real[:, None]).to(logits.dtype)
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)

@@ -9,7 +9,7 @@ from rerail_trainer.config import ModelConfig
 from .attention import Attention
 from .cache import Cache, CachedBlock
 from .layers import FeedForward, Matrix, Norm, Table
-from .loss import IGNORED, summed_loss
+from .loss import IGNORED, Softmax, softmax_loss, summed_loss
 from .moe import MixtureOfExperts, Routed
 from .recompute import Recompute, again
 from .rope import rope_table
@@ -57,9 +57,12 @@ class Block(nn.Module):
 class Head(Matrix):
     """Hidden states to logits; with targets, to their summed loss, and the logits never exist whole."""
 
+    softmax: Softmax = staticmethod(softmax_loss)
+    """What turns a chunk of logits into a loss and its slope; a compiled one may stand here."""
+
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         """x: [batch, time, dim]; targets: int64 [batch, time], IGNORED has no loss."""
-        return super().forward(x) if targets is None else summed_loss(x, self.weight, targets)
+        return super().forward(x) if targets is None else summed_loss(x, self.weight, targets, self.softmax)
 
 
 class Transformer(nn.Module):
@@ -91,6 +94,11 @@ class Transformer(nn.Module):
             for routed in routings:
                 loss = loss + (routed.penalty * counted).sum()
         return loss
+
+    def recompute(self, kind: Recompute) -> None:
+        """What every block computes again in its backward pass instead of keeping it; changes no value."""
+        for block in self.blocks:
+            block.recompute = kind  # type: ignore[assignment]
 
     def logits(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """[batch, time, vocab] in the compute dtype. tokens follow on what `cache` holds."""
