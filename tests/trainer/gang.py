@@ -173,7 +173,9 @@ class Yard:
         return self.folder / "checkpoints"
 
     def start(self, *words: str, ranks: int = 1, env: dict[str, str] | None = None, **wishes: Any) -> Gang:
-        """Starts `ranks` ranks. wishes: at={rank, point, step or save, signal, victim}; uid; missing=(ranks not started)."""
+        """Starts `ranks` ranks. wishes: at={rank, point, step or save, signal, victim}; uid; missing=(ranks not started);
+        inside=name of what tests.trainer.inside does in each rank before it trains.
+        """
         folder = self.folder / f"gang-{len(self.gangs)}"
         folder.mkdir(mode=0o777)
         folder.chmod(0o777)
@@ -198,6 +200,7 @@ class Yard:
                 },
                 at=at if at and at.get("rank", 0) == rank else None,
                 uid=wishes.get("uid"),
+                inside=wishes.get("inside"),
             )
             pids.append(reply["pid"])
         gang = Gang(self.zygote, folder, pids)

@@ -1,6 +1,6 @@
 """Trainings to compare: what a gang's losses, gradient norms and last checkpoint were, and how far two are apart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,19 @@ class Training:
     tensors: Mapping[str, Tensor]
 
 
-def trained(yard: Yard, *words: str, ranks: int = 1) -> Training:
-    gang = yard.run(*TWENTY, *words, ranks=ranks)
+def trained(yard: Yard, *words: str, ranks: int = 1, inside: str | None = None) -> Training:
+    gang = yard.run(*TWENTY, *words, ranks=ranks, inside=inside)
     return Training(gang.losses(), gang.readings("grad_norm"), whole_tensors(yard.checkpoints))
+
+
+def relayed(yard: Yard, stations: Sequence[tuple[int, Sequence[str]]], *words: str) -> dict[int, float]:
+    """Losses of two steps at each station, (ranks, words), where each goes on from what the one before saved."""
+    losses = {}
+    for number, (ranks, layout_words) in enumerate(stations, 1):
+        gang = yard.run(*TWENTY, *words, *layout_words, f"--train.steps={2 * number}", ranks=ranks)
+        assert sorted(gang.losses()) == [2 * number - 1, 2 * number]
+        losses.update(gang.losses())
+    return losses
 
 
 def whole_tensors(folder: Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ JSON on standard input and output. What a test wants to happen in the middle of 
 here, through the observer that the trainer's entry takes; the trainer itself has no switch for tests.
 """
 
+import importlib
 import json
 import os
 import pydoc_data.topics  # noqa: F401  a changed user may not be able to read it
@@ -34,6 +35,8 @@ def become_rank(request: dict[str, Any]) -> None:
         os.setgid(request["uid"])
         os.setuid(request["uid"])
     torch.set_num_threads(1)
+    if request.get("inside"):
+        getattr(importlib.import_module("tests.trainer.inside"), request["inside"])()
     leave(main(request["words"], observer_of(request.get("at"))))
 
 

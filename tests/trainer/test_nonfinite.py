@@ -1,0 +1,31 @@
+"""A loss that is not finite on one rank alone: no rank takes the step, whatever the layout and the optimizer."""
+
+import json
+
+import pytest
+
+from .gang import Yard
+from .trainings import EXPERTS
+
+CASES = {
+    "replicas": (2, ()),
+    "shards": (2, ("--parallel.shard=0",)),
+    "tensor ranks": (2, ("--parallel.tensor=2",)),
+    "experts over ranks": (2, ("--parallel.expert=2", *EXPERTS)),
+    "experts over replicas of shards, by Muon": (
+        4, ("--parallel.expert=2", "--parallel.shard=2", "--optim.name=muon", *EXPERTS),
+    ),
+    "moments in bfloat16": (2, ("--optim.moment_dtype=bfloat16",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_rank_takes_the_step_and_all_end_with_code_82(yard: Yard, case: str) -> None:
+    ranks, words = CASES[case]
+    gang = yard.start(*words, ranks=ranks, inside="poison_one_rank")
+    assert gang.wait() == [82] * ranks
+    for rank in range(ranks):
+        lines = (gang.folder / f"output-{rank}").read_text().splitlines()
+        told = [json.loads(line) for line in lines if line.startswith('{"finite"')]
+        assert told == [{"finite": 0.0, "changed": []}]
+    assert sorted(gang.losses()) == [1, 2]
