@@ -32,6 +32,14 @@ def yard(zygote: Zygote, tmp_path: Path) -> Iterator[Yard]:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The same for 60 steps without a single save; the learning rate has come down after 8."""
+    yard = Yard(zygote, tmp_path_factory.mktemp("undisturbed"))
+    words = ("--train.steps=60", "--optim.horizon_steps=8", "--checkpoint.dir=")
+    return yard.run(*words, ranks=2).losses()
+
+
+@pytest.fixture(scope="session")
 def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """Losses of 8 steps on two ranks that nothing disturbed."""
     yard = Yard(zygote, tmp_path_factory.mktemp("uninterrupted"))

@@ -119,6 +119,21 @@ class Gang:
         for pid in self.pids:
             os.kill(pid, number)
 
+    def writer(self, rank: int) -> int:
+        """Process id of a rank's writer, which starts with the rank's saves."""
+        found: list[int] = []
+
+        def there() -> bool:
+            found[:] = writers_of(self.pids[rank])
+            return len(found) == 1
+
+        self.until(there)
+        return found[0]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What these ranks have told of one kind of event."""
+        return [line for line in _lines(self.folder / "steps.jsonl") if line.get("event") == name]
+
     def until_step(self, step: int) -> None:
         """Returns once progress has told of `step`."""
         self.until(
@@ -152,6 +167,27 @@ class Gang:
     def readings(self, name: str) -> dict[int, float]:
         """One number of every step that these ranks made, as their JSONL tells it."""
         return {line["step"]: line[name] for line in _lines(self.folder / "steps.jsonl") if "loss" in line}
+
+
+def writers_of(rank: int) -> list[int]:
+    """Living writer processes of a rank."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z" and int(fields[1]) == rank and is_writer(int(path.parent.name)):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
+def is_writer(pid: int) -> bool:
+    """Whether this process is a living writer."""
+    try:
+        return b"rerail_trainer.checkpoint.writer" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

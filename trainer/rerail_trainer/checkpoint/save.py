@@ -251,6 +251,7 @@ class Saver:
         own = self._failure()
         if self.own()[0] or self._writer.death:
             self._writer.start()
+            self._pruning = False
         told = [(rank, *failure) for rank, failure in enumerate(self._control.gather(own)) if failure]
         rank, reason, text = self._control.share(told[0] if told else (0, "writer", "nobody knows why"))
         if reason == "superseded":

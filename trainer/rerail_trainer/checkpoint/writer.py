@@ -46,15 +46,15 @@ class Desk:
 
     def __init__(self, line: socket.socket, texts: int, memory: int) -> None:
         self._line, self._texts, self._memory = line, texts, memory
-        self._orders: queue.Queue[int] = queue.Queue()
+        self._orders: queue.Queue[tuple[int, int]] = queue.Queue()
         self._go: queue.Queue[None] = queue.Queue()
         self._map: mmap.mmap | None = None
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
     def next(self) -> dict[str, Any]:
         """Waits for an order."""
-        length = self._orders.get()
-        return json.loads(os.pread(self._texts, length, 0))  # type: ignore[no-any-return]
+        begin, length = self._orders.get()
+        return json.loads(os.pread(self._texts, length, begin))  # type: ignore[no-any-return]
 
     def reply(self, **values: Any) -> None:
         try:
@@ -78,7 +78,8 @@ class Desk:
             if words == GO:
                 self._go.put(None)
             else:
-                self._orders.put(int(words))
+                begin, length = words.split()
+                self._orders.put((int(begin), int(length)))
         os._exit(0)
 
 
@@ -102,6 +103,7 @@ class Scribe:
                 self._commit(storage, tenure, order, reached)
             else:
                 storage.remove_folder(order["folder"])
+                self._desk.reply(done=name)
         except Superseded as refusal:
             self._desk.reply(failed=name, reason="superseded", text=refusal.message)
         except FileNotFoundError as error:

@@ -37,6 +37,8 @@ class WriterProcess:
         """Told a point and the writer's process id; the writer waits meanwhile."""
         self.death = ""
         """Why there is no writer; empty while there is one."""
+        self._unanswered: set[str] = set()
+        self._written = 0
         self.replies: dict[str, dict[str, Any]] = {}
         """The answer to each order since the last of its name, by that name."""
 
@@ -48,6 +50,7 @@ class WriterProcess:
         """Starts a writer in place of the one there was."""
         self.stop()
         self.replies, self.death, self._heard = {}, "", b""
+        self._unanswered.clear()
         own, other = socket.socketpair()
         descriptors = (other.fileno(), self._texts, self._memory)
         command = [sys.executable, "-m", "rerail_trainer.checkpoint.writer", *map(str, descriptors)]
@@ -72,12 +75,16 @@ class WriterProcess:
             self._line = own
 
     def order(self, name: str, **values: Any) -> None:
-        """Gives an order; its answer will be in `replies` under `name`. The former order is done by then."""
+        """Gives an order, to be carried out after those before; its answer will be in `replies` by `name`."""
         self.replies.pop(name, None)
         text = json.dumps({"do": name, "observed": self.observer is not None, **values}).encode()
-        os.ftruncate(self._texts, 0)
-        os.pwrite(self._texts, text, 0)
-        self._say(f"{len(text)}\n".encode())
+        if not self._unanswered:  # so no order is still to be read
+            os.ftruncate(self._texts, 0)
+            self._written = 0
+        os.pwrite(self._texts, text, self._written)
+        self._say(f"{self._written} {len(text)}\n".encode())
+        self._written += len(text)
+        self._unanswered.add(name)
 
     def listen(self, seconds: float = 0.0) -> None:
         """Takes in what the writer has said; waits up to `seconds` for something."""
@@ -115,7 +122,9 @@ class WriterProcess:
                 self.observer(SavePoint(reply["point"]), self.pid)
             self._say(GO)
         else:
-            self.replies[reply.get("done") or reply["failed"]] = reply
+            name = reply.get("done") or reply["failed"]
+            self.replies[name] = reply
+            self._unanswered.discard(name)
 
     def _say(self, words: bytes) -> None:
         if self._line is not None:
