@@ -144,6 +144,20 @@ def test_sample_writes_texts_to_standard_output_and_their_speed_beside(
     assert all(row["tokens"] == 5 or row["ended"] == "end" for row in rows)
 
 
+def test_a_text_ends_before_the_first_stop_that_it_holds(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", str(checkpoints), "--prompt=The with", "--max-tokens=30", "--seed=2", "--json"]
+    assert main(words) == 0
+    whole = json.loads(capsys.readouterr().out)["text"]
+    spelled = whole[3].replace("\n", "\\n")
+    assert main([*words, f"--stop={spelled}", "--stop=never to be seen"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == whole[: whole.index(whole[3])]
+    assert found["ended"] == "stop"
+    assert found["tokens"] < 30
+
+
 def test_a_chat_asks_with_the_template_that_training_uses(
     checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

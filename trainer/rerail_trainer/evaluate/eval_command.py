@@ -16,7 +16,7 @@ from . import lm_eval_hook
 from .asked import Asked, add_model_words, open_asked
 from .documents import documents_of
 from .items import TEMPLATE, Item, Shots, read_items
-from .lines import refuse_existing, write_lines
+from .lines import refuse_existing, with_newlines, write_lines
 
 if TYPE_CHECKING:
     from .choices import Verdict
@@ -54,7 +54,12 @@ def _words() -> Words:
         "--stride", type=int, default=0, help="tokens by which the window moves on; 0: half the window"
     )
     words.add_argument("--choices", metavar="FILE", help=".jsonl with question, choices, answer")
-    words.add_argument("--template", default=TEMPLATE, help="how a question is put; {question} is replaced")
+    words.add_argument(
+        "--template",
+        type=with_newlines,
+        default=TEMPLATE.replace("\n", "\\n"),
+        help="how a question is put; {question} is replaced, \\n is understood",
+    )
     words.add_argument("--letters", action="store_true", help="list the choices and score their letters")
     words.add_argument("--few-shot", type=int, default=0, metavar="N", help="solved examples before each")
     words.add_argument("--few-shot-from", metavar="FILE", help="where those come from; default --choices")

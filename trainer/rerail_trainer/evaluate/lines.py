@@ -60,6 +60,11 @@ def read_text(path: str) -> str:
         raise BadConfig(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
+def with_newlines(word: str) -> str:
+    """A word of a command line in which \\n stands for a line break."""
+    return word.replace("\\n", "\n")
+
+
 def write_lines(path: str, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object per line; BadConfig where the file cannot be written."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -9,7 +9,7 @@ from rerail_trainer.data.tokenizer import Tokenizer
 from rerail_trainer.failures import BadConfig
 
 from .asked import Asked
-from .lines import read_lines, read_text
+from .lines import read_lines, read_text, with_newlines
 
 if TYPE_CHECKING:
     from .generate import Sampling, Stops
@@ -23,7 +23,14 @@ def add_sampling_words(words: Words) -> None:
     words.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest tokens; 0: all")
     words.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this mass")
     words.add_argument("--seed", type=int, default=0, help="the same seed draws the same texts")
-    words.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    words.add_argument(
+        "--stop",
+        type=with_newlines,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may come often, \\n is understood",
+    )
     words.add_argument("--batch", type=int, default=16, help="prompts that run together")
     words.add_argument("--chat", action="store_true", help="each prompt is a user's message to the assistant")
 
