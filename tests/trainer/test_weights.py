@@ -46,7 +46,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
+def assert_same_weights(one: Path | str, other: Path | str) -> None:
     expected = open_model(str(one), CPU).model.state_dict()
     got = open_model(str(other), CPU).model.state_dict()
     assert expected.keys() == got.keys()
@@ -54,7 +54,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
         assert torch.equal(values, got[name]), name
 
 
-def exported(checkpoints: Path, out: Path, *words: str) -> Path:
+def exported(checkpoints: Path | str, out: Path, *words: str) -> Path:
     assert main(["export", str(checkpoints), "--out", str(out), *words]) == 0
     return out
 
@@ -166,6 +166,29 @@ def test_a_restart_goes_on_from_its_own_checkpoint_and_not_from_the_first_weight
     assert "resumed from step 4" in rest.output()
     assert "first weights" not in rest.output()
     assert rest.losses() == {step: straight[step] for step in (5, 6, 7, 8)}
+
+
+def test_a_restart_needs_the_first_weights_no_more(trained: dict[str, Path], yard: Yard) -> None:
+    weights = exported(trained["dense"], yard.folder / "exported")
+    words = (f"--run.init_from={weights}", "--optim.horizon_steps=8")
+    begun = yard.start(*words, "--train.steps=4", ranks=2)
+    assert begun.wait() == [0, 0]
+    shutil.rmtree(weights)
+    assert "resumed from step 4" in yard.run(*words, ranks=2).output()
+    gone = yard.start(*words, f"--checkpoint.dir={yard.folder}/new")
+    assert gone.wait() == [64]
+    assert f"run.init_from={weights} holds neither config.json nor a committed checkpoint" in gone.output()
+
+
+def test_a_checkpoint_in_an_object_store_opens_and_begins_a_training_like_one_in_a_folder(yard: Yard) -> None:
+    store, elsewhere = f"file://{yard.folder}/store", f"file://{yard.folder}/elsewhere"
+    yard.run(f"--checkpoint.dir={store}", "--train.steps=2", "--parallel.shard=2", ranks=2)
+    yard.run(f"--checkpoint.dir={elsewhere}", f"--run.init_from={store}", *STANDING_STILL)
+    assert_same_weights(store, elsewhere)
+    opened = open_model(f"{store}/step-00000002", CPU)
+    assert opened.origin == f"{store}/step-00000002"
+    assert opened.tokenizer is not None
+    assert_same_weights(store, exported(store, yard.folder / "exported"))
 
 
 def test_of_damaged_first_weights_the_step_before_is_taken_by_all_ranks(

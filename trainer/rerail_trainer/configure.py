@@ -4,11 +4,14 @@ Open weights (run.init_from) bring the model section with them, instead of the p
 """
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from rerail_api.contract import Env
 
 from .commands import overview
 from .config import Config, check
@@ -113,7 +116,8 @@ def _with_open_weights(config: Config, chosen: Iterable[tuple[str, object]]) -> 
     if not path:
         return config
     named = {name.removeprefix("model.") for name, _ in chosen if name.startswith("model.")}
-    return replace(config, model=model_with(declared_model(path), config.model, named, path))
+    checkpoints = config.checkpoint.dir or os.environ.get(Env.CHECKPOINT_DIR, "")
+    return replace(config, model=model_with(declared_model(path, checkpoints), config.model, named, path))
 
 
 def _with_value(config: Config, name: str, value: object) -> Config:

@@ -12,7 +12,7 @@ from rerail_api.contract import ExitCode, ProgressPhase
 from .checkpoint.save import Observer, Training
 from .checkpoint.series import Series, Start, open_series
 from .checkpoint.state import TrainingState, seed_random_state
-from .checkpoint.storage import PosixStorage
+from .checkpoint.storage import open_storage
 from .config import Config, config_hash, identity_of
 from .data.feed import Feed, share_of
 from .data.source import open_source
@@ -155,7 +155,7 @@ def _leave_tokenizer(ready: Run, source: Source) -> None:
         if weights and not of_one_tokenizer(weights, name):
             ready.reports.say(f"the tokenizer of the data is not that of {weights}: are their ids the same?")
         if folder:
-            leave_tokenizer(PosixStorage(folder), name, source.end)
+            leave_tokenizer(open_storage(folder), name, source.end)
 
     if name:
         ready.meeting.control.first_rank_does(leave)

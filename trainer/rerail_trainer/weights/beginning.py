@@ -10,7 +10,7 @@ from rerail_trainer.checkpoint.tensorfile import Damaged
 from rerail_trainer.control import Control
 from rerail_trainer.failures import BadConfig, TrainerExit
 
-from .checkpoints import CheckpointSource, committed_steps, storage_of
+from .checkpoints import CheckpointSource, committed_steps, located
 from .hugging_face import HuggingFaceSource, is_hugging_face
 from .source import Source, take_weights
 
@@ -35,7 +35,7 @@ class Beginning:
             raise TrainerExit(ExitCode.NO_CHECKPOINT, f"run.init_from={self._path} is damaged: {problem}")
 
     def _newest_sound(self, model: nn.Module) -> str:
-        storage, problem = storage_of(self._path), "no step"
+        (storage, _), problem = located(self._path), "no step"
         for manifest in self._control.first_rank_does(lambda: committed_steps(self._path)[1]):
             problem = self._taken(model, partial(CheckpointSource, storage, manifest))
             if not problem:

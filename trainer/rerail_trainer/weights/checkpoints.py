@@ -1,8 +1,8 @@
 """A committed step as a source of weights: read only, nothing in the folder is touched or renamed."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from rerail_trainer.checkpoint.committed import list_steps
 from rerail_trainer.checkpoint.load import read_pieces
 from rerail_trainer.checkpoint.manifest import Manifest, decode
 from rerail_trainer.checkpoint.state import MODEL
-from rerail_trainer.checkpoint.storage import PosixStorage, Storage
+from rerail_trainer.checkpoint.storage import Storage, is_url, open_storage
 from rerail_trainer.checkpoint.tensorfile import Damaged, StoredPiece, read_piece
 from rerail_trainer.config import ModelConfig
 from rerail_trainer.failures import BadConfig, TrainerExit
@@ -75,15 +75,20 @@ class CheckpointSource:
 
 
 def is_checkpoint(path: str) -> bool:
-    """Whether `path` looks like a checkpoint folder or one of its steps."""
-    names = PosixStorage(path).names("")
-    return layout.MANIFEST in names or any(layout.step_of(name) is not None for name in names)
+    """Whether `path` (a folder or a URL) looks like a checkpoint folder or one of its steps."""
+    if not is_url(path) and not Path(path).is_dir():
+        return False
+    storage, step = located(path)
+    names = storage.names(step)
+    return layout.MANIFEST in names if step else any(layout.step_of(name) is not None for name in names)
 
 
-def storage_of(path: str) -> Storage:
-    """Of the checkpoint folder that is `path`, or of which `path` is a step folder."""
-    parent, name = os.path.split(os.path.abspath(path))
-    return PosixStorage(parent if layout.step_of(name) is not None else path)
+def located(path: str) -> tuple[Storage, str]:
+    """The checkpoint folder that is `path`, or of which `path` is a step folder; and that one's name."""
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if layout.step_of(name) is None:
+        return open_storage(path), ""
+    return open_storage(parent or "."), name
 
 
 def committed_steps(path: str, step: int | None = None) -> tuple[Storage, tuple[Manifest, ...]]:
@@ -91,8 +96,8 @@ def committed_steps(path: str, step: int | None = None) -> tuple[Storage, tuple[
 
     step: only this one. BadConfig when there is none.
     """
-    storage, name = storage_of(path), os.path.basename(os.path.abspath(path))
-    if layout.step_of(name) is None:
+    storage, name = located(path)
+    if not name:
         steps = list_steps(storage).steps
     else:
         where = f"{name}/{layout.MANIFEST}"

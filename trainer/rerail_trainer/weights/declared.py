@@ -16,17 +16,22 @@ FREE = frozenset(
 training looks at."""
 
 
-def declared_model(path: str) -> ModelConfig:
-    """From config.json, or from the manifest of the newest committed step. BadConfig without either."""
+def declared_model(path: str, checkpoints: str = "") -> ModelConfig:
+    """From config.json, or from the manifest of the newest committed step. BadConfig without either.
+
+    checkpoints: folder of the training that began with these weights. Where they are gone, as from the disk
+    of a node that was replaced, its own steps say what the model is, and it needs no weights to go on.
+    """
     if Path(path, CONFIG_FILE).is_file():
         return read_config(path)[1]
     # Imported here: a manifest is read by modules that import torch, config.json is not.
     from .checkpoints import committed_steps, is_checkpoint, model_of
 
-    if not is_checkpoint(path):
-        raise BadConfig(f"run.init_from={path} holds neither {CONFIG_FILE} nor a committed checkpoint")
-    newest = committed_steps(path)[1][0]
-    return model_of(newest.identity, path)
+    for folder in filter(None, (path, checkpoints)):
+        if is_checkpoint(folder):
+            newest = committed_steps(folder)[1][0]
+            return model_of(newest.identity, folder)
+    raise BadConfig(f"run.init_from={path} holds neither {CONFIG_FILE} nor a committed checkpoint")
 
 
 def model_with(stored: ModelConfig, wanted: ModelConfig, named: Collection[str], path: str) -> ModelConfig:

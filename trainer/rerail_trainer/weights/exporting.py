@@ -96,7 +96,7 @@ def _opened(order: Order) -> tuple[Source, Tokenizer | None]:
     if not is_checkpoint(order.path):
         raise BadConfig(f"{order.path} holds neither a committed checkpoint nor {CONFIG_FILE}")
     storage, steps = committed_steps(order.path, order.step)
-    return CheckpointSource(storage, steps[0]), given or tokenizer_left_in(storage.root)
+    return CheckpointSource(storage, steps[0]), given or tokenizer_left_in(storage)
 
 
 def _entries(source: Source, architecture: Architecture, dtype: torch.dtype) -> list[Entry]:

@@ -64,8 +64,9 @@ class HuggingFaceSource:
         theirs = self._names[name]
         if not theirs.per_expert:
             return read_box(self._stored[theirs.names[0]], region)
+        # One at a time into the whole: together they may be the largest tensor of the model.
         chosen: list[StoredTensor] = [self._stored[other] for other in theirs.names[region[0]]]
-        box = torch.empty([part.stop - part.start for part in region], dtype=self.dtype)
+        box = torch.empty([part.stop - part.start for part in region], dtype=chosen[0].dtype)
         for index, stored in enumerate(chosen):
             box[index].copy_(read_box(stored, region[1:]))
         return box

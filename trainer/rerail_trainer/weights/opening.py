@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from rerail_trainer.checkpoint.storage import is_url
 from rerail_trainer.checkpoint.tensorfile import Damaged
 from rerail_trainer.config import ModelConfig
 from rerail_trainer.data.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ def open_model(
 
     dtype: of parameters; None means as stored. Nothing at `path` is changed. BadConfig says what is wrong.
     """
-    if not Path(path).is_dir():
+    if not is_url(path) and not Path(path).is_dir():
         raise BadConfig(f"{path} is no folder: name a checkpoint folder or a model directory")
     if is_hugging_face(path):
         if step is not None:
@@ -51,7 +52,7 @@ def _from_checkpoint(
     path: str, device: torch.device, dtype: torch.dtype | None, step: int | None
 ) -> OpenModel:
     storage, steps = committed_steps(path, step)
-    tokenizer = tokenizer_left_in(storage.root)
+    tokenizer = tokenizer_left_in(storage)
     for manifest in steps[:-1]:
         try:
             return _built(CheckpointSource(storage, manifest), device, dtype, tokenizer)

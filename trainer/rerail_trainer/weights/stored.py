@@ -46,6 +46,9 @@ def stored_tensors(folder: str) -> dict[str, StoredTensor]:
     BadConfig for a file that is missing, cut short, or of another form.
     """
     index = Path(folder, INDEX_FILE)
+    pickled = sorted(Path(folder).glob("*.bin"))
+    if pickled and not index.is_file() and not Path(folder, SINGLE_FILE).is_file():
+        raise BadConfig(f"{pickled[0]} may run code when it is read: convert it to safetensors first")
     if not index.is_file():
         return {tensor.name: tensor for tensor in _header(Path(folder, SINGLE_FILE))}
     try:

@@ -2,11 +2,14 @@
 opens it, written into model directories.
 """
 
+import hashlib
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from rerail_trainer.checkpoint.storage import Storage
+from rerail_trainer.checkpoint.storage import Storage, is_url
 from rerail_trainer.data.tokenizer import (
     BYTES,
     COMPANIONS,
@@ -16,6 +19,8 @@ from rerail_trainer.data.tokenizer import (
     Tokenizer,
     open_tokenizer,
 )
+
+from .writing import write_whole
 
 RECORD = "TOKENIZER.json"
 """In a checkpoint folder: which tokenizer it is; a tokenizer.json and its companions lie beside it."""
@@ -42,14 +47,30 @@ def leave_tokenizer(storage: Storage, name: str, end: int) -> None:
             storage.replace(file, data)
 
 
-def tokenizer_left_in(folder: str) -> Tokenizer | None:
+def tokenizer_left_in(storage: Storage) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder; None where the training did not know it."""
-    record = Path(folder, RECORD)
-    if not record.is_file():
+    try:
+        tree = json.loads(storage.read(RECORD))
+    except FileNotFoundError:
         return None
-    tree = json.loads(record.read_text(encoding="utf-8"))
-    name = BYTES if tree["name"] == BYTES else str(Path(folder, TOKENIZER_FILE))
-    return open_tokenizer(name, tree["end_text"])
+    if tree["name"] == BYTES:
+        return open_tokenizer(BYTES)
+    folder = _fetched(storage) if is_url(storage.root) else Path(storage.root)
+    return open_tokenizer(str(folder / TOKENIZER_FILE), tree["end_text"])
+
+
+def _fetched(storage: Storage) -> Path:
+    """A folder of this machine with the tokenizer's files: the library opens no URLs. One per content, so
+    that repeated commands leave one.
+    """
+    there = set(storage.names(""))
+    files = {name: storage.read(name) for name in (TOKENIZER_FILE, *COMPANIONS) if name in there}
+    digest = hashlib.sha256(b"".join(files.values())).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir(), f"rerail-tokenizers-{os.getuid()}", digest)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_whole(folder / name, data)
+    return folder
 
 
 def of_one_tokenizer(folder: str, name: str) -> bool:
