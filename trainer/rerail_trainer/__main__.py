@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,9 +14,11 @@ from . import commands
 from .config import Config
 from .configure import nearest, read_command_line, usage
 from .environment import job_identity, rank_identity
-from .failures import BadConfig, TrainerExit
+from .failures import BadConfig, TrainerExit, tell
+from .hang import report_of
 from .report.progress import ProgressLog
 from .stop import StopRequest
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from .checkpoint.save import Observer
@@ -40,11 +41,11 @@ def main(words: Sequence[str], observer: "Observer | None" = None) -> int:
             )
         return commands.run(name, rest)
     except TrainerExit as refusal:
-        _tell(refusal.message, int(refusal.code))
+        tell(refusal.message, int(refusal.code))
         return int(refusal.code)
     except Exception as error:  # noqa: BLE001 - the last place that can turn it into a line and a code
         first_line = (str(error).strip() or "no message").splitlines()[0]
-        _tell(f"{type(error).__name__}: {first_line}", UNEXPECTED)
+        tell(f"{type(error).__name__}: {first_line}", UNEXPECTED)
         traceback.print_exc()
         return UNEXPECTED
 
@@ -62,9 +63,11 @@ def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
     # Before torch is imported, which takes seconds: whoever watches sees that this rank lives. No step yet:
     # where it goes on from, the checkpoint will tell.
     progress.write(ProgressPhase.INIT, total_steps=config.train.steps)
+    watchdog = Watchdog(config.watchdog, report_of(config.checkpoint.dir, rank, job))
+    watchdog.start()
     from .startup import Circumstances, run
 
-    return run(config, Circumstances(rank, job, progress, stop), observer)
+    return run(config, Circumstances(rank, job, progress, stop, watchdog), observer)
 
 
 def _with_environment(config: Config) -> Config:
@@ -78,21 +81,6 @@ def _with_environment(config: Config) -> Config:
     if env.get(Env.RESUME) == "Never":
         checkpoint = replace(checkpoint, resume="never")
     return replace(config, checkpoint=checkpoint)
-
-
-def _tell(message: str, code: int) -> None:
-    """One line on standard error, and the same in torchrun's error file where one is wanted."""
-    rank = os.environ.get(Env.RANK, "0")
-    sys.stderr.write(f"rerail_trainer: rank {rank}: {message} (exit {code})\n")
-    path = os.environ.get(Env.ERROR_FILE, "")
-    if path:
-        extra = {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))}
-        record = {"message": {"message": message, "errorCode": code, "extraInfo": extra}}
-        try:
-            with open(path, "w", encoding="utf-8") as file:
-                json.dump(record, file)
-        except OSError as error:
-            sys.stderr.write(f"rerail_trainer: {path} cannot be written: {error.strerror}\n")
 
 
 def leave(code: int) -> None:

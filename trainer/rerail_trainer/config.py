@@ -144,8 +144,8 @@ class ParallelConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     init_seconds: int = 300
     """How long ranks wait for each other at the start."""
-    step_seconds: int = 600
-    """How long one collective may take."""
+    step_seconds: int = 0
+    """How long one collective may take; 0: longer than the watchdog allows, so that it speaks first."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,12 @@ class Config:
     @property
     def sequences_per_step(self) -> int:
         return self.batch.tokens_per_step // self.model.seq_len
+
+    @property
+    def collective_seconds(self) -> int:
+        """How long one collective may take."""
+        limits = asdict(self.watchdog).values()
+        return self.parallel.step_seconds or (max(limits) + 60 if all(limits) else 24 * 3600)
 
     @property
     def horizon_steps(self) -> int:

@@ -1,6 +1,12 @@
 """Ways in which a rank ends on purpose: an exit code of the contract and one sentence for a person."""
 
-from rerail_api.contract import ExitCode
+import json
+import os
+import sys
+import time
+import traceback
+
+from rerail_api.contract import Env, ExitCode
 
 
 class TrainerExit(Exception):
@@ -24,3 +30,18 @@ class Superseded(TrainerExit):
 
     def __init__(self, message: str) -> None:
         super().__init__(ExitCode.RETRY_IN_PLACE, message)
+
+
+def tell(message: str, code: int) -> None:
+    """One line on standard error, and the same in torchrun's error file where one is wanted."""
+    rank = os.environ.get(Env.RANK, "0")
+    sys.stderr.write(f"rerail_trainer: rank {rank}: {message} (exit {code})\n")
+    path = os.environ.get(Env.ERROR_FILE, "")
+    if path:
+        extra = {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))}
+        record = {"message": {"message": message, "errorCode": code, "extraInfo": extra}}
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(record, file)
+        except OSError as error:
+            sys.stderr.write(f"rerail_trainer: {path} cannot be written: {error.strerror}\n")

@@ -23,6 +23,7 @@ from .parallel.layouts import Layout
 from .report.reports import Reports, StepReport
 from .saving import Saves
 from .stop import StopRequest
+from .watchdog import Watchdog
 
 _COLLECT_EVERY = 1000
 
@@ -39,6 +40,7 @@ class Run:
     series: Series | None
     reports: Reports
     stop: StopRequest
+    watchdog: Watchdog
     evaluation: Evaluation | None
 
 
@@ -49,6 +51,7 @@ def train(run: Run, start: int) -> ExitCode:
     while step < total:
         readings.add(step + 1, update(run, step))
         step += 1
+        run.watchdog.step(step)
         agreed = agreement.exchange(saves.wishes())
         saves.advance(agreed)
         if agreed.stop and step < total:
@@ -134,7 +137,8 @@ def rehearse(run: Run) -> None:
 def evaluate(run: Run, evaluation: Evaluation, step: int) -> None:
     """Tells the held-out loss after `step`."""
     run.reports.phase(ProgressPhase.EVAL)
-    reading = evaluation.measure()
+    with run.watchdog.during(ProgressPhase.EVAL):
+        reading = evaluation.measure()
     run.reports.evaluated(step, reading.loss, reading.bits_per_byte)
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from rerail_api.contract import ExitCode
 
-from .config import ParallelConfig
+from .config import Config, ParallelConfig
 from .control import Control
 from .environment import RankIdentity
 from .failures import BadConfig, TrainerExit
@@ -32,9 +32,9 @@ class Meeting:
         return self.identity.world_size
 
 
-def meet(identity: RankIdentity, config: ParallelConfig) -> Meeting:
+def meet(identity: RankIdentity, config: Config) -> Meeting:
     """Waits until all ranks are there. Raises TrainerExit RENDEZVOUS_FAILED when they do not come."""
-    device = _device(identity, config)
+    device = _device(identity, config.parallel)
     if device.type == "cpu" and identity.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Several ranks share the cores; threads of each would only fight.
         torch.set_num_threads(1)
@@ -63,9 +63,11 @@ def part() -> None:
             dist.destroy_process_group()
 
 
-def _start(identity: RankIdentity, config: ParallelConfig, device: torch.device) -> Any:
+def _start(identity: RankIdentity, config: Config, device: torch.device) -> Any:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    patience = timedelta(seconds=config.init_seconds)
+    # What torch's flight recorder keeps; the watchdog's report reads it. Newer versions do so by themselves.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    patience = timedelta(seconds=config.parallel.init_seconds)
     if identity.launched:
         dist.init_process_group(
             backend,
@@ -76,7 +78,7 @@ def _start(identity: RankIdentity, config: ParallelConfig, device: torch.device)
         )
     else:
         dist.init_process_group(backend, store=_store_of_one(), rank=0, world_size=1, timeout=patience)
-    limit = timedelta(seconds=config.step_seconds)
+    limit = timedelta(seconds=config.collective_seconds)
     group: Any = dist.new_group(backend="gloo", timeout=limit)
     dist.monitored_barrier(group=group, timeout=patience)
     # The ranks are together: from here on one collective may take as long as a step, not as long as a start.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rerail_api.contract import ProgressPhase
 
 from .checkpoint.save import Outcome, Position
+from .checkpoint.series import Series
 from .checkpoint.state import TrainingState
 from .control import Wishes
 from .timer import SaveTimer
@@ -51,13 +52,11 @@ class Saves:
         """Saves `step`: training goes on at once, or once it is committed."""
         if self._series is None:
             return
-        if self._waits:
-            self._reports.phase(ProgressPhase.SAVE)
         config = self._run.config
         position = Position(step, step * config.batch.tokens_per_step, step * config.sequences_per_step)
         self._series.begin(position, TrainingState(self._run.layout.model, self._run.optimizer))
         if self._waits:
-            self._tell(self._series.wait())
+            self._wait(self._series)
         self._timer.restart()
 
     def last(self, step: int) -> bool:
@@ -66,12 +65,17 @@ class Saves:
             return False
         self._waits = True
         if self._series.saving:
-            self._reports.phase(ProgressPhase.SAVE)
-            self._tell(self._series.wait())
+            self._wait(self._series)
         if self._series.committed_step != step:
             self.begin(step)
-        self._series.finish_pruning()
+        with self._run.watchdog.during(ProgressPhase.SAVE):
+            self._series.finish_pruning()
         return self._series.committed_step == step
+
+    def _wait(self, series: Series) -> None:
+        self._reports.phase(ProgressPhase.SAVE)
+        with self._run.watchdog.during(ProgressPhase.SAVE):
+            self._tell(series.wait())
 
     def _tell(self, outcome: Outcome | None) -> None:
         if outcome is None:

@@ -74,16 +74,18 @@ def _run(
     held_out = held_out_of(config, source)
     mesh = mesh_of(config, circumstances.rank.world_size)
     share = share_of(config, mesh.at(circumstances.rank.rank).data, mesh.data_size)
-    meeting = meet(circumstances.rank, config.parallel)
+    meeting = meet(circumstances.rank, config)
     reports.passed("met")
     series = _series(config, meeting, circumstances.job, reports)
     code = ExitCode.RETRY_IN_PLACE
     try:
         layout = lay_out(config, meeting)
+        layout.model.recompute(config.parallel.recompute)
         optimizer = optimizer_for(layout, config.optim)
         feed = Feed(config, source, share, meeting.device)
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
-        ready = Run(config, meeting, layout, optimizer, feed, series, reports, circumstances.stop, evaluation)
+        stop, watchdog = circumstances.stop, circumstances.watchdog
+        ready = Run(config, meeting, layout, optimizer, feed, series, reports, stop, watchdog, evaluation)
         start = _prepare(ready, source.digest, observer)
         _leave_tokenizer(ready, source)
         circumstances.stop.training_begins()

@@ -190,7 +190,7 @@ def lay_out(config: Config, meeting: Meeting) -> Layout:
     Raises BadConfig for a layout that this world size or model does not allow.
     """
     mesh = mesh_of(config, meeting.world_size)
-    place, groups = mesh.at(meeting.identity.rank), Groups(config.parallel.step_seconds)
+    place, groups = mesh.at(meeting.identity.rank), Groups(config.collective_seconds)
     norm_whole = config.model.qk_norm == "full"
     low = torch.bfloat16 if config.parallel.compute_dtype == "bfloat16" else None
     # Without memory first, so that no rank ever holds more than its part.
