@@ -15,11 +15,13 @@ from rerail_trainer.config import DataConfig
 from rerail_trainer.failures import BadConfig, TrainerExit
 
 from .manifest import MANIFEST_NAME, Split, open_manifest, verify
-from .shards import Tokens, map_shard
+from .shards import MappedShard, Tokens, map_shard
 from .tokenizer import BYTE_VOCAB, BYTES, END_OF_DOCUMENT, ByteTokenizer, open_tokenizer
 from .windows import Arrangement, CorpusWindows
 
 SAMPLED_TOKENS = 65_536
+_ANNOUNCED_TOKENS = 512
+"""Shorter rows cost more to announce than to copy."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Corpus:
     end: int = -1
     """Token after each document, or -1."""
     tokenizer_digest: str = ""
+    shards: tuple[MappedShard, ...] = ()
+    """What the parts are mapped from, where they are."""
     starts: NDArray[np.int64] = field(init=False)
     tokens: int = field(init=False)
     dtype: np.dtype[Any] = field(init=False)
@@ -56,6 +60,9 @@ class Corpus:
         """Rows of `length` tokens from each of `begins` on, across part borders; [rows, length]."""
         rows = np.empty((len(begins), length), dtype=self.dtype)
         owners = self.part_of(begins)
+        if self.shards and length >= _ANNOUNCED_TOKENS:
+            for owner, at in zip(owners.tolist(), (begins - self.starts[owners]).tolist(), strict=True):
+                self.shards[owner].announce(at, length)
         for index in np.unique(owners):
             part, chosen = self.parts[index], np.flatnonzero(owners == index)
             at = begins[chosen] - self.starts[index]
@@ -94,29 +101,30 @@ def open_corpus(config: DataConfig) -> Corpus:
     if Path(path).is_dir() and (Path(path) / MANIFEST_NAME).is_file():
         if config.verify == "digests":
             verify(Path(path))
-        return open_prepared(Path(path))
-    return _from_shards(files_of(path))
+        return open_prepared(Path(path), at_random=config.shuffle)
+    return _from_shards(files_of(path), config.shuffle)
 
 
-def open_prepared(folder: Path, held_out: bool = False) -> Corpus:
+def open_prepared(folder: Path, held_out: bool = False, at_random: bool = False) -> Corpus:
     """One split of a folder that `prepare` made; shards are held against the manifest by their sizes."""
     manifest = open_manifest(folder)
     split: Split = manifest.held_out if held_out else manifest.train
-    parts = []
+    shards = []
     for shard in split.shards:
-        part = map_shard(folder / shard.file)
-        if len(part) != shard.tokens:
+        mapped = map_shard(folder / shard.file, at_random)
+        if len(mapped.tokens) != shard.tokens:
             raise TrainerExit(
                 ExitCode.BAD_DATA_SHARD,
-                f"{folder / shard.file} has {len(part)} tokens, {MANIFEST_NAME} says {shard.tokens}",
+                f"{folder / shard.file} has {len(mapped.tokens)} tokens, {MANIFEST_NAME} says {shard.tokens}",
             )
-        parts.append(part)
-    if not parts:
+        shards.append(mapped)
+    if not shards:
         raise BadConfig(f"{folder} has no {'held-out' if held_out else 'training'} tokens")
     names = tuple(str(folder / shard.file) for shard in split.shards)
     kind = manifest.tokenizer
     name = BYTES if kind.name == BYTES else str(folder / kind.name)
-    return Corpus(tuple(parts), kind.vocab, manifest.digest, names, name, kind.end, kind.digest)
+    parts = tuple(shard.tokens for shard in shards)
+    return Corpus(parts, kind.vocab, manifest.digest, names, name, kind.end, kind.digest, tuple(shards))
 
 
 def encode(documents: list[bytes]) -> NDArray[np.uint16]:
@@ -171,15 +179,16 @@ def _from_text(files: list[Path], tokenizer: str) -> Corpus:
     return Corpus((tokens,), coder.vocab, digest, (), coder.name, coder.end, coder.digest)
 
 
-def _from_shards(files: list[Path]) -> Corpus:
+def _from_shards(files: list[Path], at_random: bool) -> Corpus:
     shards = [file for file in files if file.suffix == ".bin"]
     if not shards:
         raise BadConfig(f"no token shard (*.bin) among {len(files)} files in {files[0].parent}")
-    parts = tuple(map_shard(file) for file in shards)
+    mapped = tuple(map_shard(file, at_random) for file in shards)
+    parts = tuple(shard.tokens for shard in mapped)
     digest = hashlib.sha256()
     for file, part in zip(shards, parts, strict=True):
         digest.update(f"{file.name}\0{len(part)}\n".encode())
         # Whole shards may be terabytes: both ends and the count tell one corpus from another.
         digest.update(part[:SAMPLED_TOKENS].tobytes())
         digest.update(part[-SAMPLED_TOKENS:].tobytes())
-    return Corpus(parts, 0, digest.hexdigest(), tuple(map(str, shards)))
+    return Corpus(parts, 0, digest.hexdigest(), tuple(map(str, shards)), shards=mapped)

@@ -5,6 +5,7 @@ The layout of modded-nanogpt, with a magic of its own where tokens are uint32.
 
 import mmap
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,28 @@ def header(tokens: int, dtype: np.dtype[Any]) -> bytes:
     return ints.tobytes()
 
 
-def map_shard(file: Path) -> Tokens:
-    """The tokens of a shard, mapped; TrainerExit (bad data shard) where header and size do not fit."""
+@dataclass(frozen=True)
+class MappedShard:
+    """The tokens of a file, and the memory that they lie in; None for a shard without tokens."""
+
+    tokens: Tokens
+    memory: mmap.mmap | None
+
+    def announce(self, begin: int, length: int) -> None:
+        """Tells the kernel that tokens begin to begin + length are wanted soon: it reads them meanwhile."""
+        if self.memory is not None:
+            at = HEADER_BYTES + begin * self.tokens.itemsize
+            first = at - at % mmap.PAGESIZE
+            end = min(at + length * self.tokens.itemsize, len(self.memory))
+            self.memory.madvise(mmap.MADV_WILLNEED, first, end - first)
+
+
+def map_shard(file: Path, at_random: bool = False) -> MappedShard:
+    """Maps a shard; TrainerExit (bad data shard) where header and size do not fit.
+
+    at_random: reads will jump about, so the kernel reads no more than is asked for. By its own guess it reads
+    95 times the bytes of shuffled windows of 1,024 tokens from a cold disk.
+    """
     try:
         with file.open("rb") as stream:
             ints = np.frombuffer(stream.read(HEADER_BYTES), dtype="<i4")
@@ -52,10 +73,12 @@ def map_shard(file: Path) -> Tokens:
             if size != owed:
                 raise _bad(f"{file} has {size} bytes, its header says {owed}")
             if count == 0:
-                return np.empty(0, dtype=dtype)
+                return MappedShard(np.empty(0, dtype=dtype), None)
             # No numpy.memmap: every slice of one costs microseconds of Python, a plain view does not.
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.frombuffer(mapped, dtype=dtype, count=count, offset=HEADER_BYTES)
+            if at_random:
+                mapped.madvise(mmap.MADV_RANDOM)
+            return MappedShard(np.frombuffer(mapped, dtype, count, HEADER_BYTES), mapped)
     except ValueError as error:
         raise _bad(f"{file} is cut off within its header") from error
     except OSError as error:

@@ -41,10 +41,11 @@ def _chat_tokenizer(config: Config) -> Tokenizer:
     """The one that is named, else that of the weights to begin with, else bytes."""
     if config.data.tokenizer or not config.run.init_from:
         return open_tokenizer(config.data.tokenizer or BYTES)
+    from rerail_trainer.weights.checkpoints import located
     from rerail_trainer.weights.tokenizer_files import tokenizer_beside, tokenizer_left_in
 
     folder = config.run.init_from
-    found = tokenizer_left_in(folder) or tokenizer_beside(folder)
+    found = tokenizer_left_in(located(folder)[0]) or tokenizer_beside(folder)
     if found is None:
         raise BadConfig(f"run.init_from={folder} has no tokenizer: name one with data.tokenizer")
     return found

@@ -1,0 +1,1 @@
+"""Benches of the trainer: its steps, its saves, its data."""
