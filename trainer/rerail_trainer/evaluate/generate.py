@@ -94,7 +94,8 @@ class _Together:
         self._rows = [list(prompt) for prompt in prompts]
         self._why: list[Literal["end", "stop", "length"] | None] = [None] * len(prompts)
         generators = [np.random.default_rng([sampling.seed, place]) for place in places]
-        self._draws = np.stack([generator.random(sampling.max_tokens) for generator in generators])
+        self._most = min(sampling.max_tokens, model.config.seq_len)
+        self._draws = np.stack([generator.random(self._most) for generator in generators])
 
     def run(self) -> list[Continuation]:
         position, read = min(self._lengths), 0
@@ -103,8 +104,9 @@ class _Together:
         cache = new_cache(self._model.config, rows, like, room) if self._sampling.cached else None
         while None in self._why:
             # Rows that are done go along on any token; what they yield is not looked at.
-            new = torch.tensor([(row + [0] * position)[read:position] for row in self._rows])
-            logits = self._model.logits(new.to(self._device), cache=cache)[:, -1].float()
+            filler = [0] * (position - read)
+            new = [(row[read:position] + filler)[: len(filler)] for row in self._rows]
+            logits = self._model.logits(torch.tensor(new, device=self._device), cache=cache)[:, -1].float()
             self._take(position, logits)
             read = position if cache else 0
             position += 1
@@ -113,9 +115,9 @@ class _Together:
 
     def _take(self, position: int, logits: Tensor) -> None:
         """Gives each row that waits for it the token at `position`."""
-        count = len(self._rows)
-        at = [min(max(position - length, 0), self._sampling.max_tokens - 1) for length in self._lengths]
-        uniform = torch.from_numpy(self._draws[np.arange(count), at]).to(logits.device)
+        # Of rows that are not to be looked at any number will do.
+        at = [min(max(position - length, 0), self._most - 1) for length in self._lengths]
+        uniform = torch.from_numpy(self._draws[np.arange(len(at)), at]).to(logits.device)
         for index, token in enumerate(draw(logits, uniform, self._sampling).tolist()):
             if self._why[index] is not None or position < self._lengths[index]:
                 continue

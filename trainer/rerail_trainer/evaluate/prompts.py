@@ -96,7 +96,14 @@ def stops_of(texts: list[str], tokenizer: Tokenizer) -> "Stops | None":
     """Whether tokens spell one of `texts`; None where there is none to look for."""
     if not texts:
         return None
-    return lambda tokens: any(text in tokenizer.decode(tokens) for text in texts)
+    # Asked after every token, so a stop ends in the last one, and no token spells less than a byte of it.
+    reach = max(len(text.encode()) for text in texts) + 4
+
+    def stops(tokens: list[int]) -> bool:
+        tail = tokenizer.decode(tokens[-reach:])
+        return any(text in tail for text in texts)
+
+    return stops
 
 
 def before(text: str, stops: list[str]) -> str:
