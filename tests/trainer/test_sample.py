@@ -185,6 +185,20 @@ def test_an_exported_model_writes_what_its_checkpoint_writes(
     assert texts[0] == texts[1]
 
 
+def test_eight_ranks_are_not_started_for_the_work_of_one(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert main(["sample", str(checkpoints), "--prompt=a"]) == 64
+    assert "8 ranks were started: ask for one" in capsys.readouterr().err
+
+
 def test_two_steps_of_a_training_are_put_head_to_head(
     checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

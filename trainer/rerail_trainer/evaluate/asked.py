@@ -4,11 +4,13 @@ Torch-free until a model is opened.
 """
 
 import argparse
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rerail_trainer.commands import Words
 from rerail_trainer.data.tokenizer import Tokenizer, open_tokenizer
+from rerail_trainer.environment import rank_identity
 from rerail_trainer.failures import BadConfig
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ def add_model_words(words: Words) -> None:
 
 def open_asked(path: str, options: argparse.Namespace) -> Asked:
     """Opens the model at `path` as the flags say. BadConfig where it has no tokenizer and none is named."""
+    ranks = rank_identity(os.environ).world_size
+    if ranks > 1:
+        raise BadConfig(f"this command is one process, and {ranks} ranks were started: ask for one")
     import torch
 
     from rerail_trainer.weights import open_model

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rerail_trainer.config import Config
 from rerail_trainer.data.corpus import open_prepared
-from rerail_trainer.data.feed import MicroBatch
+from rerail_trainer.data.feed import MicroBatch, share_of
 from rerail_trainer.data.manifest import MANIFEST_NAME, open_manifest
 from rerail_trainer.data.source import open_source
 from rerail_trainer.data.tokenizer import open_tokenizer
@@ -46,10 +46,13 @@ class Evaluation:
         windows = held_out.windows(_in_order(config))
         count = min(config.train.eval_sequences, windows.count)
         chosen = np.arange(count, dtype=np.int64) * windows.count // count
-        # As many passes on every rank: with shards or experts elsewhere, a pass takes all ranks.
         own = chosen[layout.data_rank :: layout.data_size]
-        each = -(-count // layout.data_size)
-        self._parts = _cut(windows.rows(np.resize(own if len(own) else chosen, each)), len(own), config)
+        # As many passes on every rank, because with shards or experts elsewhere a pass takes all ranks; and
+        # all of the shape of training, because compiled blocks are compiled again for another.
+        size = share_of(config, layout.data_rank, layout.data_size).micro_batch
+        rows = -(-count // (layout.data_size * size)) * size
+        filled = np.resize(own if len(own) else chosen, rows)
+        self._parts = _cut(windows.rows(filled), len(own), size)
         everything = windows.rows(chosen)
         self._targets = int((_targets(everything) != IGNORED).sum())
         self._bytes = _text_bytes(held_out, everything)
@@ -123,9 +126,8 @@ def _text_bytes(source: Source, rows: Rows) -> int:
     return int(lengths[rows.tokens[:, 1:]].sum())
 
 
-def _cut(rows: Rows, counted: int, config: Config) -> list[MicroBatch]:
-    """Micro-batches of `rows`, of which only the first `counted` have a loss."""
-    size = config.batch.micro_batch
+def _cut(rows: Rows, counted: int, size: int) -> list[MicroBatch]:
+    """Micro-batches of `size` of the rows, of which only the first `counted` have a loss."""
     inputs, targets = torch.from_numpy(rows.tokens[:, :-1].astype(np.int64)), _targets(rows).clone()
     targets[counted:] = IGNORED
     documents = None if rows.documents is None else torch.from_numpy(rows.documents)
