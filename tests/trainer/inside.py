@@ -1,17 +1,22 @@
 """What a test has to do inside a rank: called by name in the forked process, before the trainer's own entry."""
 
+import ctypes
 import json
 import os
+import tempfile
+import time
 
 import torch
 from torch import Tensor
 
-from rerail_trainer import loop
+from rerail_trainer import loop, watchdog
 from rerail_trainer.checkpoint.state import TrainingState, named_tensors
+from rerail_trainer.data import feed
 from rerail_trainer.parallel import layouts
 from rerail_trainer.parallel.shards import local_shard
 
 POISONED_STEP, POISONED_RANK = 3, 1
+STUCK_STEP = 6
 
 
 def poison_one_rank() -> None:
@@ -36,6 +41,35 @@ def poison_one_rank() -> None:
 def send_gradients_of_every_micro_batch() -> None:
     """As for a model whose gradients are too large to be kept whole."""
     layouts.WHOLE_GRADIENT_BYTES = 0
+
+
+def read_data_that_never_come() -> None:
+    """Rank 1 opens a pipe that nobody writes to when it reads the data of one step, as a dead network disk would hold
+    it.
+    """
+    real, pipe = feed.Feed.batch, os.path.join(tempfile.mkdtemp(), "pipe")
+    os.mkfifo(pipe)
+
+    def batch(self: feed.Feed, step: int) -> feed.Batch:
+        if os.environ["RANK"] == "1" and step + 1 == STUCK_STEP:
+            open(pipe, "rb").close()
+        return real(self, step)
+
+    feed.Feed.batch = batch  # type: ignore[method-assign]
+
+
+def hold_the_interpreter() -> None:
+    """After a step, native code waits for ever without giving the interpreter's lock to other threads."""
+    watchdog._DEAF_SECONDS = 1.0
+    real = watchdog.Watchdog.step
+
+    def step(self: watchdog.Watchdog, number: int) -> None:
+        real(self, number)
+        if number + 1 == STUCK_STEP:
+            time.sleep(1.5)  # the watchdog's thread wakes once a second, and then leaves word
+            ctypes.PyDLL(None).pause()
+
+    watchdog.Watchdog.step = step  # type: ignore[method-assign]
 
 
 def _values(run: loop.Run) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ _GATHER_SECONDS = 3.0
 """How long a rank waits for the reports of the others: their time runs out at about the same moment."""
 _RECENT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+_TOLD = 3
+"""The oldest collectives are the cause, the others queue behind them."""
 _STANDS, _WAITS = "stands in: ", "waits in: "
 
 
@@ -52,8 +54,9 @@ class HangReport:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / _name(self.rank)
-            self._write(path, hang)
-            sys.stderr.write(f"rerail_trainer: rank {self.rank}: report in {path}\n")
+            waits = self._write(path, hang)
+            told = [f"waits in {wait}" for wait in waits[:_TOLD]] + [f"report in {path}"]
+            sys.stderr.writelines(f"rerail_trainer: rank {self.rank}: {line}\n" for line in told)
             ranks = self._gather(path.stat().st_mtime)
             if self.rank == min(ranks):
                 places = {rank: _place_in(self.folder / _name(rank)) for rank in ranks}
@@ -62,7 +65,8 @@ class HangReport:
         except OSError as error:
             sys.stderr.write(f"rerail_trainer: no report in {self.folder}: {error.strerror}\n")
 
-    def _write(self, path: Path, hang: Hang) -> None:
+    def _write(self, path: Path, hang: Hang) -> list[str]:
+        """The collectives that this rank waits in, oldest first."""
         waits = self._dump_collectives(path.parent)
         unfinished = path.with_suffix(".part")
         with unfinished.open("w", encoding="utf-8") as file:
@@ -72,6 +76,7 @@ class HangReport:
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
         unfinished.rename(path)
+        return waits
 
     def _gather(self, own: float) -> set[int]:
         """The ranks that have reported, as soon as all have, or when time is over."""
