@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from rerail_trainer.evaluate.items import Item, Shots, joined, prompt_of, read_i
 from rerail_trainer.evaluate.scoring import Passage, log_likelihoods, token_losses
 from rerail_trainer.failures import BadConfig
 
-from .gang import Yard, Zygote
+from .gang import PYTHONPATH, Yard, Zygote, clean_environment
 from .models import a_model, asked_of, single_threaded
 
 TEXTS = (
@@ -440,6 +442,25 @@ def test_a_split_of_another_tokenizer_is_refused(
     told = capsys.readouterr().err
     assert "was prepared with the tokenizer tokenizer.json" in told
     assert "the model has bytes" in told
+
+
+@pytest.mark.parametrize("command", ["eval", "sample", "compare"])
+def test_help_comes_without_waiting_for_torch(command: str) -> None:
+    program = (
+        "import sys; from rerail_trainer.__main__ import main\n"
+        f"try: main(['{command}', '--help'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**clean_environment(), "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m rerail_trainer {command}")
 
 
 COMPLAINTS = {
