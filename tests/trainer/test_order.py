@@ -1,6 +1,7 @@
 """Data order is a pure function of the sample index: every window once per epoch, on any number of ranks."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerail_trainer.config import BatchConfig, Config, DataConfig, ModelConfig
-from rerail_trainer.data.corpus import END_OF_DOCUMENT, encode, open_corpus
+from rerail_trainer.data.corpus import Corpus, encode, open_corpus
 from rerail_trainer.data.feed import Feed, share_of
 from rerail_trainer.data.order import window_of
+from rerail_trainer.data.shards import header
+from rerail_trainer.data.tokenizer import END_OF_DOCUMENT
 
 SIZES = st.integers(1, 3000)
 SEEDS = st.integers(0, 2**63)
@@ -84,16 +87,51 @@ def test_documents_end_with_their_own_token() -> None:
     assert encode([b"ab", b"c"]).tolist() == [97, 98, END_OF_DOCUMENT, 99, END_OF_DOCUMENT]
 
 
-def test_shards_give_their_tokens_across_borders(tmp_path: object) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
+def test_shards_give_their_tokens_across_borders(tmp_path: Path) -> None:
     tokens = np.arange(100, dtype="<u2")
     for index, part in enumerate((tokens[:37], tokens[37:])):
-        header = np.zeros(256, dtype="<i4")
-        header[:3] = (20240520, 1, len(part))
-        (folder / f"{index}.bin").write_bytes(header.tobytes() + part.tobytes())
-    corpus = open_corpus(DataConfig(source="shards", path=str(folder)))
+        ints = np.zeros(256, dtype="<i4")
+        ints[:3] = (20240520, 1, len(part))
+        (tmp_path / f"{index}.bin").write_bytes(ints.tobytes() + part.tobytes())
+    corpus = open_corpus(DataConfig(source="shards", path=str(tmp_path)))
     assert corpus.tokens == 100
     assert corpus.slice(30, 20).tolist() == list(range(30, 50))
     assert corpus.slice(99, 1).tolist() == [99]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) >= 12),
+    places=st.lists(st.integers(0, 10**6), min_size=1, max_size=12),
+    length=st.integers(1, 12),
+)
+@settings(max_examples=100, deadline=None)
+def test_rows_are_gathered_across_any_number_of_borders(
+    sizes: list[int], places: list[int], length: int
+) -> None:
+    tokens = np.arange(sum(sizes), dtype=np.uint16)
+    corpus = Corpus(tuple(np.split(tokens, np.cumsum(sizes)[:-1])), 10_000, "d")
+    begins = np.array([place % (len(tokens) - length + 1) for place in places])
+    wanted = [tokens[begin : begin + length].tolist() for begin in begins]
+    assert corpus.gather(begins, length).tolist() == wanted
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_long_rows_of_mapped_shards_are_what_lies_on_disk(tmp_path: Path, shuffle: bool) -> None:
+    random = np.random.default_rng(5)
+    whole = random.integers(0, 250, 40_000).astype("<u2")
+    for index, part in enumerate(np.split(whole, [0, 9_999, 10_000, 33_333])):
+        (tmp_path / f"{index}.bin").write_bytes(header(len(part), part.dtype) + part.tobytes())
+    config = Config(
+        model=ModelConfig(seq_len=1000, vocab=257),
+        data=DataConfig(source="shards", path=str(tmp_path), shuffle=shuffle),
+        batch=BatchConfig(tokens_per_step=13_000, micro_batch=13),
+    )
+    feed = Feed(config, open_corpus(config.data), share_of(config, 0, 1), torch.device("cpu"))
+    assert feed.windows == 39
+    # Three steps of 13 windows are one epoch.
+    rows = torch.cat([feed.batch(step).tokens for step in range(3)])
+    starts = [window * 1000 for window in range(39)]
+    wanted = {tuple(whole[start : start + 1001].tolist()) for start in starts}
+    assert {tuple(row) for row in rows.tolist()} == wanted
+    if not shuffle:
+        assert rows[:, 0].tolist() == whole[starts].tolist()
