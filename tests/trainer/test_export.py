@@ -13,11 +13,14 @@ import torch
 
 from rerail_trainer.__main__ import main
 from rerail_trainer.config import ModelConfig
+from rerail_trainer.data.chat import open_template
+from rerail_trainer.data.tokenizer import open_tokenizer
 from rerail_trainer.failures import BadConfig, TrainerExit
 from rerail_trainer.presets import PRESETS
 from rerail_trainer.weights import open_model
 from rerail_trainer.weights.config_json import architecture_of, config_json, model_of
 from rerail_trainer.weights.exporting import Order, export
+from rerail_trainer.weights.tokenizer_files import byte_level_form, ends_of
 
 from .gang import Yard
 from .open_weights import REFERENCES, opened_by_transformers, saved_reference, tokenizer_by_transformers
@@ -269,3 +272,34 @@ def test_a_tokenizer_with_its_settings_goes_from_the_data_over_the_checkpoint_in
     assert theirs.eos_token_id == ours.end
     assert theirs.chat_template == template
     assert opened_by_transformers(out).generation_config.eos_token_id == ours.end
+
+
+def test_a_model_that_was_trained_on_conversations_brings_the_template_and_the_end_of_its_answers(
+    yard: Yard,
+) -> None:
+    talk = [{"role": "user", "content": "Who is there?"}, {"role": "assistant", "content": "Nay, answer me."}]
+    chats = yard.folder / "chats.jsonl"
+    chats.write_text(json.dumps({"messages": talk}) + "\n")
+    words = ("--train.stage=sft", "--data.source=chat", f"--data.path={chats}", "--model.seq_len=64")
+    yard.run(*words, "--batch.tokens_per_step=256", "--train.steps=1")
+    out = yard.folder / "model"
+    assert main(["export", str(yard.checkpoints), "--out", str(out)]) == 0
+    theirs, ours = tokenizer_by_transformers(out), open_model(str(yard.checkpoints), CPU).tokenizer
+    assert ours is not None
+    text = theirs.apply_chat_template(talk, tokenize=False)
+    assert text == open_template(ours).render(talk)
+    assert text == "<|user|>\nWho is there?\n<|assistant|>\nNay, answer me.<|endoftext|>\n"
+    assert opened_by_transformers(out).generation_config.eos_token_id == theirs.eos_token_id == 256
+
+
+def test_answers_that_end_with_another_token_than_documents_end_with_both(tmp_path: Path) -> None:
+    form = byte_level_form()
+    mark = {**form["added_tokens"][0], "id": 257, "content": "<|im_end|>"}
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({**form, "added_tokens": [*form["added_tokens"], mark]})
+    )
+    assert ends_of(open_tokenizer(str(tmp_path))) == 256
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|im_end|>", "chat_template": "{{ eos_token }}"})
+    )
+    assert ends_of(open_tokenizer(str(tmp_path))) == [257, 256]

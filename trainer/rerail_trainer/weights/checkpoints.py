@@ -33,6 +33,7 @@ class CheckpointSource:
         self.origin = f"{storage.root}/{folder}"
         self.step = manifest.step
         self.config = model_of(manifest.identity, self.origin)
+        self.chats = manifest.identity.get("train.stage") == "sft"
         self._storage = storage
         self._pieces = {
             name.removeprefix(MODEL): pieces

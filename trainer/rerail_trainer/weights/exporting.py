@@ -23,7 +23,7 @@ from .config_json import CONFIG_FILE, architecture_of, config_json
 from .hugging_face import HuggingFaceSource, is_hugging_face
 from .names import counterparts
 from .source import BALANCE, Source, model_tensors, refuse_other_tensors
-from .tokenizer_files import model_files, tokenizer_beside, tokenizer_left_in
+from .tokenizer_files import ends_of, model_files, tokenizer_beside, tokenizer_left_in
 from .writing import Entry, write_files, write_whole
 
 GENERATION_FILE = "generation_config.json"
@@ -70,23 +70,26 @@ def export(order: Order, tell: Callable[[str], None]) -> Exported:
         entries = _entries(source, architecture, dtype)
         folder = _fresh(order.out)
         size = write_files(folder, entries, order.limit, tell)
+        _describe(folder, source, tokenizer, dtype)
     except Damaged as error:
         raise TrainerExit(
             ExitCode.NO_CHECKPOINT, f"{source.origin} is damaged ({error}); export an older one with --step"
         ) from error
-    named = str(dtype).removeprefix("torch.")
+    except OSError as error:
+        raise BadConfig(f"{error.filename or order.out}: {error.strerror}; nothing is exported") from error
+    return Exported(architecture.name, source.origin, _spoken(dtype), size, tokenizer is not None)
+
+
+def _describe(folder: Path, source: Source, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:
+    """Writes what stands beside the weights. config.json comes last: it makes the folder a model."""
+    tokens: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
-        for file, data in model_files(tokenizer, source.config.seq_len).items():
+        tokens["eos_token_id"] = ends_of(tokenizer)
+        for file, data in model_files(tokenizer, source.config.seq_len, source.chats).items():
             write_whole(folder / file, data)
-    tokens = {
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.end if tokenizer else None,
-        "pad_token_id": None,
-    }
     write_whole(folder / GENERATION_FILE, _json({"_from_model_config": True, **tokens}))
-    tree = {**config_json(source.config, architecture), **tokens, "torch_dtype": named}
-    write_whole(folder / CONFIG_FILE, _json(tree))
-    return Exported(architecture.name, source.origin, named, size, tokenizer is not None)
+    settings = config_json(source.config, architecture_of(source.config))
+    write_whole(folder / CONFIG_FILE, _json({**settings, **tokens, "torch_dtype": _spoken(dtype)}))
 
 
 def _opened(order: Order) -> tuple[Source, Tokenizer | None]:
@@ -151,6 +154,10 @@ def _fresh(out: str) -> Path:
     except OSError as error:
         raise BadConfig(f"--out={out} cannot be written: {error.strerror}") from error
     return folder
+
+
+def _spoken(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _json(tree: dict[str, Any]) -> bytes:

@@ -22,6 +22,9 @@ _NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 class HuggingFaceSource:
     """config.json and safetensors files; only headers are read until a tensor is asked for."""
 
+    chats = False
+    """Nothing says so; a template that is there goes with the tokenizer."""
+
     def __init__(self, folder: str) -> None:
         self.origin = folder
         architecture, self.config = read_config(folder)

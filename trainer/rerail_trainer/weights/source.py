@@ -29,6 +29,8 @@ class Source(Protocol):
     dtype: torch.dtype
     """Of most of the stored weights."""
     shapes: Mapping[str, tuple[int, ...]]
+    chats: bool
+    """Whether it is known to have been trained on conversations."""
 
     def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
         """The box `region` (one slice per dimension, with start and stop, step 1) of tensor `name`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rerail_trainer.checkpoint.storage import Storage, is_url
+from rerail_trainer.data.chat import TEMPLATE, open_template
 from rerail_trainer.data.tokenizer import (
     BYTES,
     COMPANIONS,
@@ -24,7 +25,7 @@ from .writing import write_whole
 
 RECORD = "TOKENIZER.json"
 """In a checkpoint folder: which tokenizer it is; a tokenizer.json and its companions lie beside it."""
-SETTINGS_FILE = "tokenizer_config.json"
+SETTINGS_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 
 
 def leave_tokenizer(storage: Storage, name: str, end: int) -> None:
@@ -90,8 +91,17 @@ def tokenizer_beside(folder: str) -> Tokenizer | None:
     return open_tokenizer(folder) if Path(folder, TOKENIZER_FILE).is_file() else None
 
 
-def model_files(tokenizer: Tokenizer, seq_len: int) -> dict[str, bytes]:
-    """Name -> content of the files by which `transformers.AutoTokenizer` knows this tokenizer."""
+def ends_of(tokenizer: Tokenizer) -> int | list[int]:
+    """The token at which a text ends; both, where an answer of a chat ends with another one."""
+    eos = tokenizer.encode(dict(open_template(tokenizer).names)["eos_token"], special=True)
+    return [*eos, tokenizer.end] if len(eos) == 1 and eos != [tokenizer.end] else tokenizer.end
+
+
+def model_files(tokenizer: Tokenizer, seq_len: int, chats: bool = False) -> dict[str, bytes]:
+    """Name -> content of the files by which `transformers.AutoTokenizer` knows this tokenizer.
+
+    chats: the model was trained with the tokenizer's chat template, be it the built-in one.
+    """
     if tokenizer.name == BYTES:
         files = {TOKENIZER_FILE: _json(byte_level_form())}
     else:
@@ -108,6 +118,9 @@ def model_files(tokenizer: Tokenizer, seq_len: int) -> dict[str, bytes]:
                 "model_max_length": seq_len,
             }
         )
+    template = open_template(tokenizer).text
+    if chats and template == TEMPLATE:
+        files[TEMPLATE_FILE] = template.encode()
     return files
 
 
