@@ -97,6 +97,22 @@ def test_memory_is_what_a_pass_takes_to_within_three_percent(shape: str, recompu
     assert planned == pytest.approx(measured(model, setup, low), rel=0.03)
 
 
+def test_memory_under_fsdp_and_tensor_ranks_is_what_a_step_takes_to_within_a_tenth() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.trainer.sharded_memory"],
+        env={**clean_environment(), "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 6
+    for line in lines:
+        assert line["planned"] == pytest.approx(line["measured"], rel=0.1), line["case"]
+
+
 def test_what_the_arithmetic_copies_from_the_trainer_is_what_stands_there() -> None:
     from rerail_trainer.model import loss
 
