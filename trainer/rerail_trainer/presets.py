@@ -1,4 +1,7 @@
-"""Configurations by name, and the machine that each is meant for. Torch-free."""
+"""Configurations by name, and the machine that each is meant for. Torch-free.
+
+Batches, layouts and intervals of checkpoints are what `plan` gives for that machine, or close to it.
+"""
 
 from dataclasses import dataclass
 
@@ -114,7 +117,8 @@ PRESETS: dict[str, Config] = {
         ),
         batch=BatchConfig(tokens_per_step=4_194_304, micro_batch=2),
         optim=OptimConfig(lr=3e-4, warmup_steps=2000),
-        parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=0, recompute="block"),
+        parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=0),
+        checkpoint=CheckpointConfig(every_seconds=450),
         train=TrainConfig(steps=40_000),
     ),
     # The shape of Llama 3 70B.
@@ -130,9 +134,10 @@ PRESETS: dict[str, Config] = {
             seq_len=8192,
             rope_theta=500_000.0,
         ),
-        batch=BatchConfig(tokens_per_step=8_388_608, micro_batch=1),
+        batch=BatchConfig(tokens_per_step=8_388_608, micro_batch=2),
         optim=OptimConfig(lr=1.5e-4, warmup_steps=2000),
-        parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=0, recompute="block"),
+        parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=64, recompute="block"),
+        checkpoint=CheckpointConfig(every_seconds=300),
         train=TrainConfig(steps=170_000),
     ),
     # One expert in eight works for a token; as much per token as a dense model of a quarter of the size.
@@ -178,9 +183,10 @@ PRESETS: dict[str, Config] = {
             expert_ffn=768,
             balance_loss=1e-3,
         ),
-        batch=BatchConfig(tokens_per_step=4_194_304, micro_batch=1),
+        batch=BatchConfig(tokens_per_step=4_194_304, micro_batch=8),
         optim=OptimConfig(lr=3e-4, warmup_steps=2000),
-        parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=0, expert=8, recompute="block"),
+        parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=0, recompute="block"),
+        checkpoint=CheckpointConfig(every_seconds=900),
         train=TrainConfig(steps=150_000),
     ),
     # For the 15,000 H100 that MAI-1-preview was trained on. Its size was never published: this is our own.
@@ -211,7 +217,10 @@ PRESETS: dict[str, Config] = {
         ),
         batch=BatchConfig(tokens_per_step=61_440_000, micro_batch=1),
         optim=OptimConfig(lr=2.2e-4, warmup_steps=2000),
-        parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=0, expert=8, recompute="block"),
+        parallel=ParallelConfig(
+            compute_dtype="bfloat16", compile=True, shard=200, expert=40, recompute="block"
+        ),
+        checkpoint=CheckpointConfig(every_seconds=130),
         train=TrainConfig(steps=244_000),
     ),
 }
