@@ -210,7 +210,8 @@ class Yard:
 
     def start(self, *words: str, ranks: int = 1, env: dict[str, str] | None = None, **wishes: Any) -> Gang:
         """Starts `ranks` ranks. wishes: at={rank, point, step or save, signal, victim}; uid; missing=(ranks not started);
-        inside=name of what tests.trainer.inside does in each rank before it trains.
+        inside=name of what tests.trainer.inside does in each rank before it trains; per_node=(ranks that take
+        themselves for one node); blind=(a rank to which the root of the checkpoint folder looks empty).
         """
         folder = self.folder / f"gang-{len(self.gangs)}"
         folder.mkdir(mode=0o777)
@@ -230,12 +231,13 @@ class Yard:
                 ],
                 output=str(folder / f"output-{rank}"),
                 env={
-                    **_rank_environment(rank, ranks, port),
+                    **_rank_environment(rank, ranks, port, wishes.get("per_node", ranks)),
                     "RERAIL_PROGRESS": f"{folder}/progress",
                     **(env or {}),
                 },
                 at=at if at and at.get("rank", 0) == rank else None,
                 uid=wishes.get("uid"),
+                blind=wishes.get("blind") == rank,
                 inside=wishes.get("inside"),
             )
             pids.append(reply["pid"])
@@ -259,12 +261,12 @@ class Yard:
             gang.kill()
 
 
-def _rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+def _rank_environment(rank: int, ranks: int, port: int, per_node: int) -> dict[str, str]:
     return {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(rank % per_node),
         "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(per_node),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -86,7 +86,7 @@ def _run(
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
         stop, watchdog = circumstances.stop, circumstances.watchdog
         ready = Run(config, meeting, layout, optimizer, feed, series, reports, stop, watchdog, evaluation)
-        start = _prepare(ready, source.digest, observer)
+        start = _prepare(ready, source, observer)
         _leave_tokenizer(ready, source)
         circumstances.stop.training_begins()
         reports.phase(ProgressPhase.TRAIN)
@@ -108,7 +108,7 @@ def _series(config: Config, meeting: Meeting, job: JobIdentity, reports: Reports
     return series
 
 
-def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
+def _prepare(ready: Run, source: Source, observer: Observer | None) -> int:
     """Gives model and generators their values, from a checkpoint or the seed;
     the number of finished steps.
     """
@@ -119,7 +119,7 @@ def _prepare(ready: Run, data_digest: str, observer: Observer | None) -> int:
     rehearse(ready)
     ready.reports.passed("compiled")
     seed_random_state(config.run.seed, 0, rank)
-    start = _resume(ready, data_digest) if ready.series is not None else Start(None)
+    start = _resume(ready, source) if ready.series is not None else Start(None)
     if ready.series is not None and observer is not None:
         ready.series.observe_saves(observer)
     if start.spoilt:
@@ -163,9 +163,15 @@ def _leave_tokenizer(ready: Run, source: Source) -> None:
         ready.meeting.control.first_rank_does(leave)
 
 
-def _resume(ready: Run, data_digest: str) -> Start:
+def _resume(ready: Run, source: Source) -> Start:
     config = ready.config
-    training = Training(identity_of(config), config_hash(config), data_digest, str(ready.layout.place.mesh))
+    training = Training(
+        identity_of(config),
+        config_hash(config),
+        source.digest,
+        str(ready.layout.place.mesh),
+        source.tokenizer,
+    )
     state = TrainingState(ready.layout.model, ready.optimizer)
     assert ready.series is not None  # noqa: S101
     return ready.series.resume(config.checkpoint, training, state, config.run.seed)
@@ -188,3 +194,5 @@ def _introduce(ready: Run, start: Start) -> None:
     else:
         changed = "" if start.loaded.same_world else f", written by {start.loaded.manifest.world_size} ranks"
         reports.say(f"resumed from step {start.step}{changed}")
+        reports.metrics.set("checkpoint_load_seconds", start.loaded.seconds)
+        reports.metrics.set("checkpoint_read_bytes", start.loaded.read_bytes)

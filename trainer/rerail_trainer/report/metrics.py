@@ -31,6 +31,8 @@ DESCRIPTIONS = {
     "checkpoint_last_commit_timestamp_seconds": ("gauge", "Unix time of the newest commit."),
     "checkpoint_failures_total": ("counter", "Saves that failed, and writers lost between saves."),
     "checkpoint_skipped_total": ("counter", "Saves left out because the one before was still under way."),
+    "checkpoint_load_seconds": ("gauge", "Seconds from choosing a step to having read it, at the start."),
+    "checkpoint_read_bytes": ("gauge", "Bytes that all ranks together read of that step."),
     "checkpoint_damaged_total": ("counter", "Steps found damaged at load and set aside."),
     "resume_step": ("gauge", "Step that this process resumed from."),
     "restarts_total": ("counter", "Starts of this job before this one."),
