@@ -1,6 +1,7 @@
 """Weights that lie somewhere: opened from checkpoints and model directories, and taken as a training's first values."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,9 @@ from rerail_trainer.configure import read_command_line
 from rerail_trainer.failures import BadConfig
 from rerail_trainer.model import Transformer, fill
 from rerail_trainer.weights import open_model
+from rerail_trainer.weights.config_json import architecture_of, config_json
 from rerail_trainer.weights.hugging_face import HuggingFaceSource
+from rerail_trainer.weights.names import counterparts
 from rerail_trainer.weights.source import take_weights
 from rerail_trainer.weights.stored import read_box, stored_tensors
 
@@ -260,17 +263,52 @@ def test_all_tensors_that_do_not_fit_are_named_in_one_refusal_and_nothing_is_tak
     )
 
 
-def test_a_box_of_a_tensor_is_read_without_the_rest_of_it(tmp_path: Path) -> None:
-    """A file of 64 GiB with holes: more than there is memory, and minutes to read whole."""
-    rows, columns = 1 << 20, 1 << 14
-    entry = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [0, rows * columns * 4]}
-    header = json.dumps({"wide": entry}).encode()
-    with open(tmp_path / "model.safetensors", "wb") as file:
+def hollow_file(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A file of float32 zeros that takes no room on the disk."""
+    tree, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * 4
+        tree[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    header = json.dumps(tree).encode()
+    with open(folder / "model.safetensors", "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + rows * columns * 4)
-        file.seek(8 + len(header) + ((rows - 2) * columns + 5) * 4)
-        file.write(torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes())
+        file.truncate(8 + len(header) + end)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def test_an_export_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
+    config = ModelConfig(layers=12, dim=512, heads=4, kv_heads=4, head_dim=128, ffn=2048, vocab=257)
+    architecture = architecture_of(config)
+    with torch.device("meta"):
+        ours = {name: tuple(t.shape) for name, t in Transformer(config).state_dict().items()}
+    theirs = counterparts(architecture, ours)
+    hollow_file(tmp_path, {theirs[name].names[0]: shape for name, shape in ours.items()})
+    (tmp_path / "config.json").write_text(json.dumps(config_json(config, architecture)))
+    forget_peak()
+    before = peak_bytes()
+    exported(tmp_path, tmp_path / "out", "--dtype", "bfloat16")
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert size > 95_000_000
+    assert peak_bytes() - before < size / 5
+
+
+def test_a_box_of_a_tensor_is_read_without_the_rest_of_it(tmp_path: Path) -> None:
+    """Of a tensor of 64 GiB: more than there is memory, and minutes to read whole."""
+    rows, columns = 1 << 20, 1 << 14
+    hollow_file(tmp_path, {"wide": (rows, columns)})
     stored = stored_tensors(str(tmp_path))["wide"]
+    with open(stored.file, "r+b") as file:
+        file.seek(stored.start + ((rows - 2) * columns + 5) * 4)
+        file.write(torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes())
     whole = read_box(stored, (slice(rows - 3, rows), slice(0, columns)))
     assert whole[1, 5:8].tolist() == [1.0, 2.0, 3.0]
     assert float(whole.sum()) == 6.0
