@@ -334,7 +334,7 @@ INVALID = {
         "line 3: has no 'text' (--field); it has body, id",
         0,
     ),
-    "a field that is no text": (b'{"text": 5}\n', "line 3: 'text' is no text", 0),
+    "a field that is no text": (b'{"text": 5}\n', "line 3: 'text' is no text but int", 0),
     "a record that is no object": (b"[1]\n", "line 3: is no JSON object", 0),
     "half a surrogate pair": (b'{"text": "a\\ud800b"}\n', "half a surrogate pair", 1),
     "bytes that are no UTF-8": (b'{"text": "a\xffb"}\n', "line 3: byte 12 of the line is no UTF-8", 1),
@@ -397,7 +397,10 @@ REFUSED = {
         ["b.parquet", "--out", "out"],
         "b.parquet has no column 'text' (--field); it has n",
     ),
-    "a column of numbers": (["b.parquet", "--out", "out", "--field", "n"], "column 'n' is no text but int64"),
+    "a column of numbers": (
+        ["b.parquet", "--out", "out", "--field", "n"],
+        "row 1 of row group 0: 'n' is no text but int",
+    ),
     "an archive that is none": (["a.jsonl.gz", "--out", "out"], "a.jsonl.gz cannot be read"),
     "an out that is a file": (["a.jsonl", "--out", "empty.jsonl"], "empty.jsonl: File exists"),
 }

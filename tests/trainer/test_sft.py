@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerail_trainer.__main__ import main
 from rerail_trainer.config import BatchConfig, Config, DataConfig, ModelConfig, TrainConfig
 from rerail_trainer.data import chat
-from rerail_trainer.data.chat import Message, Template, answers, open_template
-from rerail_trainer.data.conversations import Conversations, encode_answers, open_conversations
+from rerail_trainer.data.answers import answers, encode_answers
+from rerail_trainer.data.chat import Message, Template, open_template
+from rerail_trainer.data.conversations import Conversations, open_conversations
 from rerail_trainer.data.packing import pack
 from rerail_trainer.data.source import open_source
 from rerail_trainer.data.tokenizer import open_tokenizer
@@ -327,10 +331,81 @@ def test_nothing_to_learn_is_refused(tmp_path: Path) -> None:
         open_conversations(str(path), open_tokenizer("bytes")).windows(Arrangement(64, 1, True, True, 257))
 
 
+# Prepared.
+
+
+def prepare(*words: object) -> int:
+    return main(["prepare", *map(str, words)])
+
+
+def test_prepared_conversations_are_those_of_the_json_lines(tokenizer_folder: Path, tmp_path: Path) -> None:
+    template_in(tokenizer_folder, CHATML)
+    path = conversations(tmp_path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:30], json.dumps({"messages": TALK[:2]}), *lines[30:]]))
+    rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"messages": rows}), tmp_path / "chat.parquet", row_group_size=7
+    )
+    words = ("--chat", "--tokenizer", tokenizer_folder, "--chunk-bytes", "900", "--shard-tokens", "300")
+    tokenizer = open_tokenizer(str(tokenizer_folder))
+    direct = open_conversations(str(path), tokenizer)
+    assert direct.unanswered == 1
+    arrangement = Arrangement(48, 3, True, True, 400)
+    wanted = direct.windows(arrangement).rows(np.arange(20))
+    for index, source in enumerate((path, tmp_path / "chat.parquet")):
+        out = tmp_path / f"out-{index}"
+        assert prepare(source, *words, "--out", out, "--workers", index + 1) == 0
+        assert len(list(out.glob("train-*.bin"))) > 5
+        assert json.loads((out / "corpus.json").read_text())["skipped"] == 1
+        prepared = open_source(
+            Config(
+                model=ModelConfig(vocab=400),
+                data=DataConfig(source="chat", path=str(out), verify="digests"),
+                train=TrainConfig(stage="sft"),
+            )
+        )
+        assert isinstance(prepared, Conversations)
+        assert prepared.borders.tolist() == direct.borders.tolist()
+        assert prepared.answers.tolist() == direct.answers.tolist()
+        assert prepared.tokenizer == str(out / "tokenizer.json")
+        found = prepared.windows(arrangement).rows(np.arange(20))
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_text_and_conversations_are_not_taken_for_each_other(
+    yard: Yard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = conversations(tmp_path, 8)
+    assert prepare(path, "--chat", "--out", tmp_path / "talks", "--workers", "1") == 0
+    (tmp_path / "text.txt").write_text("only text " * 100)
+    assert prepare(tmp_path / "text.txt", "--out", tmp_path / "text", "--workers", "1") == 0
+    cases = {
+        ("--data.source=shards", f"--data.path={tmp_path}/talks"): (
+            64,
+            "holds conversations: they are trained on with",
+        ),
+        ("--data.source=shards", f"--data.path={tmp_path}/talks/*.bin"): (83, "is no token shard"),
+        ("--train.stage=sft", "--data.source=chat", f"--data.path={tmp_path}/text"): (
+            64,
+            "prepare them with --chat",
+        ),
+    }
+    for words, (code, message) in cases.items():
+        gang = yard.start(*words)
+        assert gang.wait() == [code]
+        assert message in gang.output()
+    assert prepare(tmp_path / "text.txt", "--chat", "--out", tmp_path / "other") == 64
+    assert "conversations are read from .jsonl and .parquet files" in capsys.readouterr().err
+    path.write_text(path.read_text() + '{"messages": "none"}\n')
+    assert prepare(path, "--chat", "--out", tmp_path / "third") == 64
+    assert 'line 9: a conversation is {"messages"' in capsys.readouterr().err
+
+
 # Trained.
 
 CUTS = (
-    (1, ("--batch.micro_batch=8",)),
     (1, ("--batch.micro_batch=1",)),
     (4, ("--batch.micro_batch=1", "--parallel.shard=2")),
     (2, ("--parallel.tensor=2",)),
@@ -357,12 +432,17 @@ def test_fine_tuning_resumes_bit_for_bit_and_any_cut_of_the_batch_gives_its_loss
 ) -> None:
     words = (*SFT, "--data.source=chat", f"--data.path={conversations(tmp_path)}")
     straight = yard.run(*words, f"--checkpoint.dir={tmp_path}/straight", ranks=2).losses()
+    assert prepare(tmp_path / "chat.jsonl", "--chat", "--out", tmp_path / "prepared", "--workers", "1") == 0
+    ready = (*SFT, "--data.source=chat", f"--data.path={tmp_path}/prepared")
+    few = ("--train.steps=3", "--optim.horizon_steps=8")
+    first = {step: straight[step] for step in (1, 2, 3)}
+    assert yard.run(*ready, *few, f"--checkpoint.dir={tmp_path}/ready", ranks=2).losses() == first
     gang = yard.start(*words, ranks=2, at={"rank": 0, "point": "due", "step": 6, "signal": "SIGKILL"})
     assert gang.end_of(0) == -signal.SIGKILL
     assert yard.run(*words, ranks=2).losses() == {step: straight[step] for step in (5, 6, 7, 8)}
     for index, (ranks, cut) in enumerate(CUTS):
         folder = f"--checkpoint.dir={tmp_path}/cut-{index}"
-        assert yard.run(*words, folder, *cut, ranks=ranks).losses() == pytest.approx(straight, abs=5e-5)
+        assert yard.run(*words, *few, folder, *cut, ranks=ranks).losses() == pytest.approx(first, abs=5e-5)
 
 
 def test_stage_and_source_belong_together(yard: Yard) -> None:

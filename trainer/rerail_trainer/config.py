@@ -78,7 +78,7 @@ class ModelConfig:
 class DataConfig:
     source: Literal["pydoc", "text", "shards", "chat"] = "pydoc"
     """pydoc: the language reference that Python holds; text: UTF-8 files; shards: a folder that `prepare`
-    made, or token files; chat: conversations as JSON lines, for train.stage=sft.
+    made, or token files; chat: conversations, prepared with --chat or as JSON lines, for train.stage=sft.
     """
     path: str = ""
     """A file, a folder or a glob pattern; several with weights as PATH=WEIGHT,PATH=WEIGHT."""

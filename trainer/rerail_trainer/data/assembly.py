@@ -25,6 +25,8 @@ class Plan:
     out: Path
     shard_tokens: int
     dtype: np.dtype[Any]
+    flagged: bool
+    """Whether they are conversations."""
 
 
 def assemble(plan: Plan, split: str, records: list[ChunkRecord], done: Callable[[int], None]) -> Split:
@@ -69,7 +71,7 @@ def _shard(plan: Plan, split: str, number: int, span: tuple[Any, int, int]) -> S
 
 def _blocks(plan: Plan, split: str, span: tuple[Any, int, int]) -> Iterator[bytes]:
     ends, begin, end = span
-    yield header(end - begin, plan.dtype)
+    yield header(end - begin, plan.dtype, plan.flagged)
     width = plan.dtype.itemsize
     for index in range(int(np.searchsorted(ends, begin, side="right")), len(ends)):
         first = int(ends[index - 1]) if index else 0

@@ -80,35 +80,6 @@ def open_template(tokenizer: Tokenizer) -> Template:
     return Template(text, tuple(names.items()), str(folder / "tokenizer_config.json"))
 
 
-def answers(template: Template, messages: Sequence[Message]) -> list[tuple[str, list[tuple[int, int]]]]:
-    """Texts to train on, each with the spans (begin, end in characters) of the assistant's answers in it.
-
-    An answer is what rendering with it adds to rendering the prompt before it, without white space after its
-    last word. Where a template writes earlier answers differently from the last (as those that drop the
-    reasoning of earlier turns), every answer becomes a text of its own, as it would be asked for.
-    """
-    places = [index for index, message in enumerate(messages) if message["role"] == ASSISTANT]
-    found = [_last_answer(template, messages[: index + 1]) for index in places]
-    if not found:
-        return []
-    whole = template.render(messages[: places[-1] + 1])
-    if all(whole.startswith(text[: span[1]]) for text, span in found):
-        return [(whole[: found[-1][1][1]], [span for _, span in found])]
-    return [(text[: span[1]], [span]) for text, span in found]
-
-
-def _last_answer(template: Template, messages: Sequence[Message]) -> tuple[str, tuple[int, int]]:
-    text = template.render(messages)
-    for prompt in (True, False):
-        before = template.render(messages[:-1], prompt)
-        if text.startswith(before):
-            return text, (len(before), max(len(before), len(text.rstrip())))
-    raise BadConfig(
-        f"{template.origin} does not write a conversation as the beginning of a longer one: "
-        "where its answers lie cannot be told"
-    )
-
-
 def _built_in(messages: Sequence[Message], prompt: bool, end: str) -> str:
     """TEMPLATE, without jinja2."""
     parts = [

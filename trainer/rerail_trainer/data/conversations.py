@@ -1,9 +1,9 @@
-"""Chat data for fine-tuning: conversations as JSON lines, packed into windows; only answers are targets."""
+"""Chat data for fine-tuning: conversations packed into windows, in which only answers are targets."""
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,34 +12,42 @@ from numpy.typing import NDArray
 from rerail_api.contract import ExitCode
 from rerail_trainer.failures import BadConfig, TrainerExit
 
-from .chat import Message, answers, open_template
-from .corpus import files_of
+from .answers import BEGINS, COUNTED, TOKEN, encode_talk, messages_of
+from .chat import Message, open_template
+from .corpus import Corpus, files_of, open_prepared
 from .order import window_of
 from .packing import pack
+from .shards import Tokens
 from .tokenizer import Tokenizer
 from .windows import IGNORED, Arrangement, Rows
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """Texts as tokens, one after another; text i is tokens[borders[i] : borders[i + 1]]."""
+    """Texts of flagged tokens, one after another in `corpus`; text i begins at borders[i]."""
 
-    tokens: NDArray[np.uint32]
-    counted: NDArray[np.bool_]
-    """Whether the token belongs to an answer."""
+    corpus: Corpus
     borders: NDArray[np.int64]
-    vocab: int
-    tokenizer: str
-    end: int
+    answers: NDArray[np.int64]
+    """Where an answer begins as a target, in order."""
     unanswered: int = 0
     """Conversations without an answer, left out."""
-    digest: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        digest = hashlib.sha256(f"chat/1 {self.end}\n".encode())
-        for array in (self.tokens, self.counted, self.borders):
-            digest.update(array.tobytes())
-        object.__setattr__(self, "digest", digest.hexdigest())
+    @property
+    def vocab(self) -> int:
+        return self.corpus.vocab
+
+    @property
+    def digest(self) -> str:
+        return self.corpus.digest
+
+    @property
+    def tokenizer(self) -> str:
+        return self.corpus.tokenizer
+
+    @property
+    def end(self) -> int:
+        return self.corpus.end
 
     def windows(self, arrangement: Arrangement) -> "PackedWindows":
         """Windows of whole conversations; BadConfig when no answer fits into one."""
@@ -57,23 +65,21 @@ class PackedWindows:
 
     def __init__(self, source: Conversations, arrangement: Arrangement) -> None:
         self._source, self._arrangement = source, arrangement
-        if int(source.tokens.max(initial=0)) >= arrangement.vocab:
-            raise BadConfig(
-                f"model.vocab={arrangement.vocab} is too small for token {source.tokens.max()} of the data"
-            )
         # A text of n tokens is n - 1 inputs with their targets.
-        lengths = np.minimum(np.diff(source.borders) - 1, arrangement.seq_len)
+        whole = np.diff(source.borders) - 1
+        lengths = np.minimum(whole, arrangement.seq_len)
         first = source.borders[:-1] + 1
-        answered = np.concatenate(([0], np.cumsum(source.counted)))
-        self._kept = np.flatnonzero(answered[first + lengths] > answered[first])
+        following = np.searchsorted(source.answers, first)
+        answer = np.append(source.answers, source.borders[-1] + 1)[following]
+        self._kept = np.flatnonzero(answer < first + lengths)
         if not len(self._kept):
             raise BadConfig(
                 f"no conversation has an answer within model.seq_len={arrangement.seq_len} tokens"
             )
-        self._lengths = lengths[self._kept]
+        self._begins, self._lengths = source.borders[self._kept], lengths[self._kept]
         self._packing = pack(self._lengths, arrangement.seq_len, arrangement.seed)
         self.count = self._packing.windows
-        self.notes = self._told(int((np.diff(source.borders) - 1 > arrangement.seq_len).sum()))
+        self.notes = self._told(int((whole > arrangement.seq_len).sum()))
 
     def rows(self, samples: NDArray[np.int64]) -> Rows:
         order = self._arrangement
@@ -82,24 +88,27 @@ class PackedWindows:
         targets = np.full(shape, IGNORED, dtype=np.int64)
         documents = np.empty(shape, dtype=np.int64)
         for row, window in enumerate(window_of(samples, self.count, order.seed, order.shuffle).tolist()):
-            at = number = 0
-            for number, member in enumerate(self._packing.of(window).tolist()):
-                begin, length = self._begin(member), int(self._lengths[member])
-                inner = slice(at, at + length)
-                tokens[row, inner] = self._source.tokens[begin : begin + length]
-                following = slice(begin + 1, begin + 1 + length)
-                np.copyto(
-                    targets[row, inner],
-                    self._source.tokens[following],
-                    where=self._source.counted[following],
-                )
+            at = 0
+            members = self._packing.of(window).tolist()
+            for number, member in enumerate(members):
+                length = int(self._lengths[member])
+                flagged = self._source.corpus.view(int(self._begins[member]), length + 1)
+                inner, plain = slice(at, at + length), flagged & TOKEN
+                tokens[row, inner] = plain[:-1]
+                np.copyto(targets[row, inner], plain[1:], where=flagged[1:] >= COUNTED)
                 documents[row, inner] = number
                 at += length
-            documents[row, at:] = number + 1
+            documents[row, at:] = len(members)
+        self._check(tokens)
         return Rows(tokens, targets, documents)
 
-    def _begin(self, member: int) -> int:
-        return int(self._source.borders[self._kept[member]])
+    def _check(self, tokens: Tokens) -> None:
+        largest = int(tokens.max(initial=0))
+        if largest >= self._arrangement.vocab:
+            raise TrainerExit(
+                ExitCode.BAD_DATA_SHARD,
+                f"the conversations hold token {largest}, model.vocab is {self._arrangement.vocab}",
+            )
 
     def _told(self, cut: int) -> tuple[str, ...]:
         total, kept = len(self._source.borders) - 1, len(self._kept)
@@ -107,8 +116,7 @@ class PackedWindows:
         lines = [f"{kept:,} conversations in {self.count:,} windows, {fill:.1%} full"]
         if cut:
             lines.append(f"{cut:,} conversations are longer than model.seq_len and were cut")
-        if self._source.unanswered or total - kept:
-            left_out = self._source.unanswered + total - kept
+        if left_out := self._source.unanswered + total - kept:
             lines.append(f"{left_out:,} conversations have no answer to learn and were left out")
         return tuple(lines)
 
@@ -116,38 +124,37 @@ class PackedWindows:
 def open_conversations(path: str, tokenizer: Tokenizer) -> Conversations:
     """Reads and encodes every conversation; BadConfig names the file and line of one that is none."""
     template = open_template(tokenizer)
-    rows, flags, unanswered = list[NDArray[np.uint32]](), list[NDArray[np.bool_]](), 0
+    rows, unanswered = list[NDArray[np.uint32]](), 0
     for messages in _conversations(files_of(path)):
-        texts = answers(template, messages)
+        texts = encode_talk(tokenizer, template, messages)
+        rows += texts
         unanswered += not texts
-        for text, spans in texts:
-            ids, counted = encode_answers(tokenizer, text, spans)
-            rows.append(ids)
-            flags.append(counted)
     if not rows:
         raise BadConfig(f"no conversation in data.path={path} has an answer")
-    borders = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
-    return Conversations(
-        np.concatenate(rows),
-        np.concatenate(flags),
-        borders,
-        tokenizer.vocab,
-        tokenizer.name,
-        tokenizer.end,
-        unanswered,
-    )
+    flagged = np.concatenate(rows)
+    digest = hashlib.sha256(f"chat/1 {tokenizer.end}\n".encode() + flagged.tobytes()).hexdigest()
+    corpus = Corpus((flagged,), tokenizer.vocab, digest, (), tokenizer.name, tokenizer.end, tokenizer.digest)
+    return found_in(corpus, unanswered)
 
 
-def encode_answers(
-    tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]
-) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-    """Tokens of a rendered conversation, and which of them begin inside a span of characters."""
-    ids, starts = tokenizer.encode_with_starts(text)
-    places = np.array(starts, dtype=np.int64)
-    counted = np.zeros(len(ids), dtype=bool)
-    for begin, end in spans:
-        counted |= (places >= begin) & (places < end)
-    return np.array(ids, dtype=np.uint32), counted
+def open_prepared_conversations(folder: Path) -> Conversations:
+    """Those that `prepare --chat` left in `folder`: nothing is encoded again, and ranks share the memory."""
+    return found_in(open_prepared(folder, chat=True, at_random=True), 0)
+
+
+def found_in(corpus: Corpus, unanswered: int) -> Conversations:
+    """Finds where texts and answers begin, by the flags."""
+    borders, answers = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+    before = np.uint32(BEGINS)
+    for start, part in zip(corpus.starts.tolist(), corpus.parts, strict=True):
+        borders.append(np.flatnonzero(part & BEGINS) + start)
+        previous = np.concatenate(([before], part[:-1]))
+        # The second token of a text is its first target, whatever the first one is.
+        fresh = (part >= COUNTED) & ((previous < COUNTED) | (previous & BEGINS > 0))
+        answers.append(np.flatnonzero(fresh) + start)
+        before = part[-1] if len(part) else before
+    ends = np.array([corpus.tokens], dtype=np.int64)
+    return Conversations(corpus, np.concatenate((*borders, ends)), np.concatenate(answers), unanswered)
 
 
 def _conversations(files: list[Path]) -> Iterator[list[Message]]:
@@ -158,7 +165,7 @@ def _conversations(files: list[Path]) -> Iterator[list[Message]]:
                     if line.strip():
                         yield _messages(line, f"{file}, line {number}")
         except OSError as error:
-            raise TrainerExit(ExitCode.BAD_DATA_SHARD, f"{file} cannot be read: {error.strerror}") from error
+            raise BadConfig(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _messages(line: bytes, where: str) -> list[Message]:
@@ -166,12 +173,7 @@ def _messages(line: bytes, where: str) -> list[Message]:
         record = json.loads(line)
     except ValueError as error:
         raise BadConfig(f"{where}: no JSON ({error})") from error
-    messages = record.get("messages") if isinstance(record, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise BadConfig(f'{where}: a conversation is {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
-    for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise BadConfig(f"{where}: every message needs role and content, both text")
+    messages, problem = messages_of(record.get("messages") if isinstance(record, dict) else None)
+    if problem:
+        raise BadConfig(f"{where}: {problem}")
     return messages

@@ -73,6 +73,13 @@ class Corpus:
                 self._copy_across(rows[row], int(begins[row]), int(index))
         return rows
 
+    def view(self, begin: int, length: int) -> Tokens:
+        """`length` tokens from `begin` on, not copied where they lie in one part; [length]."""
+        index = int(self.part_of(np.array([begin]))[0])
+        at = begin - int(self.starts[index])
+        piece = self.parts[index][at : at + length]
+        return piece if len(piece) == length else self.gather(np.array([begin]), length)[0]
+
     def part_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The part that holds each place of the long row."""
         return np.searchsorted(self.starts, places, side="right") - 1
@@ -105,13 +112,24 @@ def open_corpus(config: DataConfig) -> Corpus:
     return _from_shards(files_of(path), config.shuffle)
 
 
-def open_prepared(folder: Path, held_out: bool = False, at_random: bool = False) -> Corpus:
-    """One split of a folder that `prepare` made; shards are held against the manifest by their sizes."""
+def open_prepared(
+    folder: Path, held_out: bool = False, at_random: bool = False, chat: bool = False
+) -> Corpus:
+    """One split of a folder that `prepare` made; shards are held against the manifest by their sizes.
+
+    chat: whether it must hold conversations, or must not.
+    """
     manifest = open_manifest(folder)
+    if bool(manifest.settings.get("chat")) != chat:
+        raise BadConfig(
+            f"{folder} holds text, not conversations: prepare them with --chat"
+            if chat
+            else f"{folder} holds conversations: they are trained on with data.source=chat, train.stage=sft"
+        )
     split: Split = manifest.held_out if held_out else manifest.train
     shards = []
     for shard in split.shards:
-        mapped = map_shard(folder / shard.file, at_random)
+        mapped = map_shard(folder / shard.file, at_random, chat)
         if len(mapped.tokens) != shard.tokens:
             raise TrainerExit(
                 ExitCode.BAD_DATA_SHARD,

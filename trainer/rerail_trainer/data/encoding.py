@@ -24,10 +24,12 @@ import numpy as np
 from rerail_api.contract import ExitCode
 from rerail_trainer.failures import TrainerExit
 
+from .answers import encode_talk
 from .bar import Bar
+from .chat import open_template
 from .inputs import Document, Invalids, Piece, Reading, documents_of
 from .shards import token_type
-from .tokenizer import open_tokenizer
+from .tokenizer import Tokenizer, open_tokenizer
 
 SPLITS = ("train", "held-out")
 _BATCH_CHARACTERS = 1 << 20
@@ -44,6 +46,10 @@ class Recipe:
     end: str
     held_out: float
     """Share of the documents, by the hash of their text, that training never sees."""
+
+    def token_type(self, tokenizer: Tokenizer) -> np.dtype[Any]:
+        """Of a token on disk; those of conversations have flags in their upper bits."""
+        return np.dtype("<u4") if self.reading.chat else token_type(tokenizer.vocab)
 
 
 @dataclass
@@ -69,7 +75,8 @@ class Encoder:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self._folder, self._recipe = folder, recipe
         self._tokenizer = open_tokenizer(recipe.tokenizer, recipe.end)
-        self._dtype = token_type(self._tokenizer.vocab)
+        self._dtype = recipe.token_type(self._tokenizer)
+        self._template = open_template(self._tokenizer) if recipe.reading.chat else None
         self._end = np.array([self._tokenizer.end], dtype=self._dtype).tobytes()
 
     def encode(self, index: int, chunk: tuple[Piece, ...]) -> None:
@@ -81,7 +88,11 @@ class Encoder:
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("wb")) for split, path in paths.items()}
             for split, documents in _batches(chunk, self._recipe, invalids):
-                files[split].write(self._tokens(documents, record.counts[split]))
+                count = record.counts[split]
+                if self._recipe.reading.chat:
+                    files[split].write(self._talks(documents, count, invalids))
+                else:
+                    files[split].write(self._tokens(documents, count))
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -98,6 +109,19 @@ class Encoder:
             count.tokens += len(row) + document.ends
             count.documents += document.ends
             count.bytes += len(document.text.encode())
+        return b"".join(pieces)
+
+    def _talks(self, documents: list[Document], count: Count, invalids: Invalids) -> bytes:
+        assert self._template is not None  # noqa: S101 - opened for conversations
+        pieces = list[bytes]()
+        for document in documents:
+            rows = encode_talk(self._tokenizer, self._template, json.loads(document.text))
+            # Nobody answers: there is nothing to learn, and nothing wrong with it either.
+            invalids.count += not rows
+            pieces += [row.tobytes() for row in rows]
+            count.tokens += sum(len(row) for row in rows)
+            count.documents += len(rows)
+            count.bytes += len(document.text.encode()) * bool(rows)
         return b"".join(pieces)
 
 

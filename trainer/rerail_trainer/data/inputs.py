@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, Literal
 
 from rerail_trainer.failures import BadConfig
 
+from .answers import messages_of
+
 MOST_CHUNKS = 20_000
 HEAD_BYTES = 65_536
 """So much of a document decides on which side of the held-out split it falls."""
@@ -29,6 +31,8 @@ class Reading:
 
     field: str = "text"
     """Key of a JSON object, column of a parquet file."""
+    chat: bool = False
+    """Whether that holds conversations, a list of messages each: a document's text is then their JSON."""
     separator: str = ""
     """Text that stands between the documents of a text file; empty: a file is a document."""
     invalid: Invalid = "refuse"
@@ -123,6 +127,8 @@ def documents_of(piece: Piece, reading: Reading, invalids: Invalids) -> Iterator
             yield from _rows(piece, reading, invalids)
         elif piece.kind == "lines":
             yield from _lines(piece, reading, invalids)
+        elif reading.chat:
+            raise BadConfig(f"{piece.file}: conversations are read from .jsonl and .parquet files")
         elif reading.separator:
             yield from _separated(piece, reading, invalids)
         else:
@@ -225,9 +231,21 @@ def _record(line: bytes, reading: Reading) -> tuple[str, str]:
         return "", f"no JSON ({error})"
     except KeyError:
         return "", f"has no {reading.field!r} (--field); it has {', '.join(sorted(record)) or 'nothing'}"
-    if not isinstance(text, str):
-        return "", f"{reading.field!r} is no text" if isinstance(record, dict) else "is no JSON object"
-    return _without_surrogates(text, reading)
+    if not isinstance(record, dict):
+        return "", "is no JSON object"
+    return _text_of(text, reading)
+
+
+def _text_of(value: Any, reading: Reading) -> tuple[str, str]:
+    """(text, problem) of the field of a record."""
+    if reading.chat:
+        messages, problem = messages_of(value)
+        if problem:
+            return "", problem
+        value = json.dumps(messages, ensure_ascii=False)
+    if not isinstance(value, str):
+        return "", f"{reading.field!r} is no text but {type(value).__name__}"
+    return _without_surrogates(value, reading)
 
 
 def _without_surrogates(text: str, reading: Reading) -> tuple[str, str]:
@@ -247,12 +265,12 @@ def _rows(piece: Piece, reading: Reading, invalids: Invalids) -> Iterator[Docume
         raise BadConfig(f"{piece.file} has no column {reading.field!r} (--field); it has {', '.join(names)}")
     for group in range(piece.begin, piece.end):
         column = parquet.read_row_group(group, columns=[reading.field]).column(0)
-        for text in column.to_pylist():
-            if text is None or text == "":
-                continue
-            if not isinstance(text, str):
-                raise BadConfig(f"{piece.file}: column {reading.field!r} is no text but {column.type}")
-            yield Document(text, text.encode()[:HEAD_BYTES])
+        for number, value in enumerate(column.to_pylist(), start=1):
+            text, problem = ("", "") if value is None else _text_of(value, reading)
+            if problem:
+                invalids.meet(f"{piece.file}, row {number} of row group {group}:", problem)
+            if text:
+                yield Document(text, text.encode()[:HEAD_BYTES])
 
 
 def _row_group_bytes(file: str) -> list[int]:

@@ -25,10 +25,10 @@ from rerail_trainer.failures import BadConfig
 from . import bpe
 from .assembly import Plan, assemble
 from .bar import Bar
+from .chat import open_template
 from .encoding import Recipe, encode_all, records_of, sweep, write_whole
 from .inputs import Input, Piece, Reading, chunks_of, find_inputs
 from .manifest import MANIFEST_NAME, CorpusManifest, TokenizerRecord, verify
-from .shards import token_type
 from .tokenizer import BYTES, COMPANIONS, TOKENIZER_FILE, open_tokenizer
 
 DESCRIPTION = (
@@ -111,7 +111,7 @@ def _assemble(order: Order, recipe: Recipe, work: Path, chunks: int) -> CorpusMa
     total = sum(count.tokens for record in records for count in record.counts.values())
     if total == 0:
         raise BadConfig(f"there is no document in {', '.join(order.inputs)}")
-    plan = Plan(work, order.out, order.shard_tokens, token_type(tokenizer.vocab))
+    plan = Plan(work, order.out, order.shard_tokens, recipe.token_type(tokenizer), recipe.reading.chat)
     bar = Bar("joining", total, "tokens")
     train, held_out = (assemble(plan, split, records, bar.add) for split in ("train", "held-out"))
     bar.close()
@@ -172,6 +172,8 @@ def _plan(order: Order, inputs: list[Input]) -> dict[str, Any]:
 
 def _settings(order: Order) -> dict[str, Any]:
     reading = asdict(order.recipe.reading)
+    if order.recipe.reading.chat:
+        reading["template"] = open_template(open_tokenizer(order.recipe.tokenizer, order.recipe.end)).digest
     sizes = {"shard_tokens": order.shard_tokens, "chunk_bytes": order.chunk_bytes}
     return {**reading, "held_out": order.recipe.held_out, **sizes}
 
@@ -208,10 +210,15 @@ def _order(line: argparse.Namespace) -> Order:
     for name in ("workers", "chunk_bytes", "bpe_sample"):
         if getattr(line, name) < 1:
             raise BadConfig(f"--{name.replace('_', '-')} {getattr(line, name)} must be at least 1")
+    if line.train_bpe and line.chat:
+        raise BadConfig(
+            "--train-bpe learns from text: prepare that first, then --chat --tokenizer its folder"
+        )
     if line.train_bpe and line.tokenizer != BYTES:
         raise BadConfig("--train-bpe and --tokenizer exclude each other")
     separator = line.separator.replace("\\n", "\n").replace("\\t", "\t")
-    reading = Reading(line.field, separator, line.invalid)
+    field = line.field or ("messages" if line.chat else "text")
+    reading = Reading(field, line.chat, separator, line.invalid)
     return Order(
         line.inputs,
         Path(line.out),
@@ -233,7 +240,8 @@ def _parser() -> Words:
     add("--end-token", default="", metavar="TOKEN", help="token after each document, where it is unusual")
     add("--train-bpe", type=int, default=0, metavar="VOCAB", help="train a BPE vocabulary of this size first")
     add("--bpe-sample", type=int, default=200_000_000, metavar="BYTES", help="on about so much of the text")
-    add("--field", default="text", metavar="NAME", help="key of JSON lines, column of parquet files")
+    add("--field", metavar="NAME", help="key of JSON lines, column of parquet; text, or messages with --chat")
+    add("--chat", action="store_true", help="conversations for fine-tuning, by the tokenizer's chat template")
     add("--separator", default="", metavar="TEXT", help=r"between documents of a text file; \n is understood")
     add("--invalid", default="refuse", choices=("refuse", "replace", "skip"), help="bad UTF-8, bad records")
     add("--held-out", type=float, default=0.0, metavar="SHARE", help="of the documents, kept from training")

@@ -18,13 +18,19 @@ from rerail_trainer.failures import TrainerExit
 MAGIC, VERSION, HEADER_INTS = 20240520, 1, 256
 WIDE_MAGIC = 20240521
 """Shards whose tokens are uint32, for vocabularies beyond 65,536."""
+TALK_MAGIC = 20240522
+"""Shards of conversations: uint32 with flags in the upper bits."""
 HEADER_BYTES = HEADER_INTS * 4
 NARROW_VOCAB = 65_536
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 """uint16 or uint32."""
 
-_TYPES: dict[int, np.dtype[Any]] = {MAGIC: np.dtype("<u2"), WIDE_MAGIC: np.dtype("<u4")}
+_TYPES: dict[int, np.dtype[Any]] = {
+    MAGIC: np.dtype("<u2"),
+    WIDE_MAGIC: np.dtype("<u4"),
+    TALK_MAGIC: np.dtype("<u4"),
+}
 
 
 def token_type(vocab: int) -> np.dtype[Any]:
@@ -32,12 +38,13 @@ def token_type(vocab: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab <= NARROW_VOCAB else np.dtype("<u4")
 
 
-def header(tokens: int, dtype: np.dtype[Any]) -> bytes:
-    """The first HEADER_BYTES of a shard of so many tokens."""
+def header(tokens: int, dtype: np.dtype[Any], flagged: bool = False) -> bytes:
+    """The first HEADER_BYTES of a shard of so many tokens; `flagged` for conversations."""
     if tokens >= 2**31:
         raise ValueError(f"{tokens} tokens are more than a shard can count: at most 2^31 - 1")
     ints = np.zeros(HEADER_INTS, dtype="<i4")
-    ints[:3] = (MAGIC if dtype.itemsize == 2 else WIDE_MAGIC, VERSION, tokens)
+    wide = TALK_MAGIC if flagged else WIDE_MAGIC
+    ints[:3] = (MAGIC if dtype.itemsize == 2 else wide, VERSION, tokens)
     return ints.tobytes()
 
 
@@ -57,8 +64,9 @@ class MappedShard:
             self.memory.madvise(mmap.MADV_WILLNEED, first, end - first)
 
 
-def map_shard(file: Path, at_random: bool = False) -> MappedShard:
-    """Maps a shard; TrainerExit (bad data shard) where header and size do not fit.
+def map_shard(file: Path, at_random: bool = False, flagged: bool = False) -> MappedShard:
+    """Maps a shard; TrainerExit (bad data shard) where header and size do not fit, or where it is one of
+    conversations (`flagged`) and should not be, or the other way round.
 
     at_random: reads will jump about, so the kernel reads no more than is asked for. By its own guess it reads
     95 times the bytes of shuffled windows of 1,024 tokens from a cold disk.
@@ -66,7 +74,8 @@ def map_shard(file: Path, at_random: bool = False) -> MappedShard:
     try:
         with file.open("rb") as stream:
             ints = np.frombuffer(stream.read(HEADER_BYTES), dtype="<i4")
-            if len(ints) < HEADER_INTS or int(ints[0]) not in _TYPES or int(ints[1]) != VERSION:
+            known = len(ints) == HEADER_INTS and int(ints[0]) in _TYPES and int(ints[1]) == VERSION
+            if not known or (int(ints[0]) == TALK_MAGIC) != flagged:
                 raise _bad(f"{file} is no token shard: its header is {ints[:2].tolist()}")
             dtype, count = _TYPES[int(ints[0])], int(ints[2])
             owed, size = HEADER_BYTES + count * dtype.itemsize, os.fstat(stream.fileno()).st_size

@@ -6,8 +6,9 @@ from pathlib import Path
 from rerail_trainer.config import Config
 from rerail_trainer.failures import BadConfig
 
-from .conversations import open_conversations
+from .conversations import Conversations, open_conversations, open_prepared_conversations
 from .corpus import open_corpus
+from .manifest import MANIFEST_NAME, verify
 from .mixture import Mixture, parse_mixture, shares
 from .tokenizer import BYTES, Tokenizer, open_tokenizer
 from .windows import Source
@@ -28,13 +29,23 @@ def open_source(config: Config) -> Source:
 def _source(config: Config) -> Source:
     data = config.data
     if data.source == "chat":
-        return open_conversations(data.path, _chat_tokenizer(config))
+        return _conversations(config)
     weighted = [] if data.source == "pydoc" or Path(data.path).exists() else parse_mixture(data.path)
     if not weighted:
         return open_corpus(data)
     corpora = tuple(open_corpus(replace(data, path=path)) for path, _ in weighted)
     names = tuple(path for path, _ in weighted)
     return Mixture(corpora, names, shares([weight for _, weight in weighted]))
+
+
+def _conversations(config: Config) -> Conversations:
+    """Those of a folder that `prepare --chat` made, or JSON lines, encoded now."""
+    folder = Path(config.data.path)
+    if not (folder / MANIFEST_NAME).is_file():
+        return open_conversations(config.data.path, _chat_tokenizer(config))
+    if config.data.verify == "digests":
+        verify(folder)
+    return open_prepared_conversations(folder)
 
 
 def _chat_tokenizer(config: Config) -> Tokenizer:
