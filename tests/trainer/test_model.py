@@ -1,14 +1,23 @@
 """The model, its numbers, and the optimizer, against independent statements of the same."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rerail_trainer.config import ModelConfig, OptimConfig
-from rerail_trainer.model import Transformer, fill, flops_per_token, param_counts
+from rerail_trainer.model import Transformer, fill, flops_per_token, initial, param_counts
+from rerail_trainer.model.initial import draw
 from rerail_trainer.optim import AdamW, learning_rate
 from rerail_trainer.parallel.replicate import _cut
+from rerail_trainer.parallel.shards import Shard
+from rerail_trainer.presets import PRESETS
 
 CONFIG = ModelConfig(layers=2, dim=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=64, seq_len=16)
 
@@ -19,17 +28,38 @@ def built(config: ModelConfig, seed: int = 1) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie": True}, {"qk_norm": "head"}, {"kv_heads": 4, "layers": 3}])
-def test_counted_parameters_are_those_that_are_there(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"tie": True}, {"qk_norm": "head"}, {"qk_norm": "full"}, {"mlp": "gelu"},
+        {"kv_heads": 4, "layers": 3}, {"experts": 4}, {"experts": 4, "dense_layers": 1, "shared_ffn": 16},
+    ],
+)  # fmt: skip
+def test_counted_parameters_are_those_that_are_there(changes: dict[str, Any]) -> None:
     config = replace(CONFIG, **changes)
     assert param_counts(config)["total"] == sum(p.numel() for p in built(config).parameters())
 
 
-def test_flops_of_gpt2_124m_are_the_published_figure() -> None:
-    config = ModelConfig(
-        layers=12, dim=768, heads=12, kv_heads=12, head_dim=64, ffn=2048, vocab=50304, seq_len=1024
+@pytest.mark.parametrize("name", PRESETS)
+def test_counted_parameters_of_every_preset_are_those_that_are_there(name: str) -> None:
+    with torch.device("meta"):
+        model = Transformer(PRESETS[name].model)
+    counts = param_counts(model.config)
+    assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
+    idle = sum(
+        weight.numel() * (model.config.experts - model.config.experts_per_token) // model.config.experts
+        for name, weight in model.named_parameters()
+        if ".experts." in name
     )
-    assert flops_per_token(config) == pytest.approx(0.855e9, rel=0.01)
+    assert counts["active"] == counts["total"] - idle
+
+
+@pytest.mark.parametrize(
+    ("name", "gigaflops"),
+    [("gpt2-124m", 0.855), ("dense-1b", 7.26), ("dense-8b", 51.5), ("moe-1b-a270m", 2.02)],
+)
+def test_flops_per_token_are_the_published_figures(name: str, gigaflops: float) -> None:
+    assert flops_per_token(PRESETS[name].model) / 1e9 == pytest.approx(gigaflops, rel=0.002)
 
 
 def test_no_position_sees_a_later_one() -> None:
@@ -79,6 +109,57 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
         if not name.endswith(("out.weight", "down.weight")):  # these are scaled by the depth
             assert torch.equal(parameter, values[name])
     assert not torch.equal(first.head.weight, built(CONFIG, seed=2).head.weight)
+
+
+@given(data=st.data(), shape=st.sampled_from([(40, 24), (3, 40, 24), (1, 7), (5, 1, 9)]))
+@settings(max_examples=40, deadline=None)
+def test_a_part_of_a_parameter_gets_the_values_of_that_part_of_the_whole(
+    data: st.DataObject, shape: tuple[int, ...]
+) -> None:
+    whole = torch.empty(shape)
+    with some_rows_at_once(100):
+        draw(Shard(whole, shape, (0,) * len(shape), sharded=False), "1/a", 0.5)
+        region = []
+        for size in shape:
+            begin = data.draw(st.integers(0, size))
+            region.append((begin, data.draw(st.integers(begin, size))))
+        part = torch.empty([end - begin for begin, end in region])
+        draw(Shard(part, shape, tuple(begin for begin, _ in region), sharded=True), "1/a", 0.5)
+    assert torch.equal(part, whole[tuple(slice(*bounds) for bounds in region)])
+
+
+@contextmanager
+def some_rows_at_once(values: int) -> Iterator[None]:
+    """So that small matrices are drawn in several blocks too."""
+    before, initial._DRAWN_AT_ONCE = initial._DRAWN_AT_ONCE, values
+    yield
+    initial._DRAWN_AT_ONCE = before
+
+
+def test_a_rank_draws_little_more_than_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    normal = initial._normal
+    monkeypatch.setattr(
+        initial,
+        "_normal",
+        lambda key, size, deviation: drawn.append(math.prod(size)) or normal(key, size, deviation),
+    )
+    shape = (1 << 15, 1 << 10)
+    draw(Shard(torch.empty(10, 1 << 10), shape, (12_345, 0), sharded=True), "1/a", 0.5)
+    assert len(drawn) <= 2
+    assert sum(drawn) <= 2 << 16
+
+
+def test_first_values_are_normal_with_the_deviation_of_their_inputs() -> None:
+    model = built(replace(CONFIG, dim=256, experts=4, expert_ffn=64, shared_ffn=64))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            assert bool((parameter == 1).all())
+            continue
+        residual = name.endswith(("out.weight", "down.weight", "experts.down"))
+        expected = parameter.shape[-1] ** -0.5 / (2.0 if residual else 1.0)  # two layers: sqrt(2 x 2)
+        assert float(parameter.std().detach()) == pytest.approx(expected, rel=0.05), name
+        assert abs(float(parameter.mean().detach())) < 4 * expected / parameter.numel() ** 0.5
 
 
 def test_adamw_is_that_of_torch_bit_for_bit() -> None:

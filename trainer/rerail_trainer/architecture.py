@@ -72,4 +72,9 @@ def _rules(model: ModelConfig) -> Iterator[tuple[bool, str]]:
         f"model.dense_layers={model.dense_layers} must be 0 to {model.layers - 1}: "
         "a model with experts has them in some block",
     )
+    for name, width in (("dim", model.dim), ("expert_ffn", model.expert_ffn or model.ffn)):
+        yield (
+            width % 8 == 0,
+            f"model.{name}={width} must be a multiple of 8: products of experts want rows of whole 16 bytes",
+        )
     yield model.mlp == "swiglu", "model.mlp=gelu has no experts: use model.mlp=swiglu with model.experts"

@@ -31,6 +31,11 @@ class Cache:
     length: int = 0
     """Positions that are filled; setting it back forgets those behind."""
 
+    @property
+    def capacity(self) -> int:
+        """How many there may be."""
+        return self.blocks[0].keys.shape[1]
+
 
 def new_cache(config: ModelConfig, batch: int, like: Tensor, capacity: int = 0) -> Cache:
     """Room for `capacity` positions (0: seq_len) on the device and in the dtype of `like`.

@@ -126,6 +126,8 @@ class Transformer(nn.Module):
         angles, before, time = self._rope(tokens.device), cache.length if cache else 0, tokens.shape[1]
         if before + time > angles.shape[1]:
             raise ValueError(f"{before + time} positions are more than model.seq_len={angles.shape[1]}")
+        if cache is not None and before + time > cache.capacity:
+            raise ValueError(f"{before + time} positions are more than the cache's {cache.capacity}")
         if documents is None:
             return plain_window(angles, time, before)
         if cache is not None:
