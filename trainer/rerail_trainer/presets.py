@@ -137,7 +137,7 @@ PRESETS: dict[str, Config] = {
         batch=BatchConfig(tokens_per_step=8_388_608, micro_batch=2),
         optim=OptimConfig(lr=1.5e-4, warmup_steps=2000),
         parallel=ParallelConfig(compute_dtype="bfloat16", compile=True, shard=64, recompute="block"),
-        checkpoint=CheckpointConfig(every_seconds=300),
+        checkpoint=CheckpointConfig(every_seconds=450),
         train=TrainConfig(steps=170_000),
     ),
     # One expert in eight works for a token; as much per token as a dense model of a quarter of the size.

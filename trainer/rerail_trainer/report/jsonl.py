@@ -47,6 +47,8 @@ class JsonLines:
 
 def highest_step(path: str) -> int | None:
     """The highest step near the end of a file of an earlier start; None without one."""
+    if not Path(path).is_file():  # /dev/stdout and the like have no end to read
+        return None
     try:
         with open(path, "rb") as file:
             file.seek(max(os.fstat(file.fileno()).st_size - _TAIL_BYTES, 0))
@@ -67,6 +69,8 @@ def parsed(line: bytes | str) -> dict[str, Any]:
 
 
 def _ends_in_the_middle(path: str) -> bool:
+    if not Path(path).is_file():
+        return False
     with Path(path).open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return False

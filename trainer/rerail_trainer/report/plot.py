@@ -29,15 +29,20 @@ def main(words: Sequence[str]) -> int:
     try:
         from .drawing import draw
     except ImportError as error:
-        raise BadConfig(f"plot needs {error.name}: pip install 'rerail[plot]'") from error
+        package = (error.name or "matplotlib").partition(".")[0]
+        raise BadConfig(f"plot needs {package}: pip install 'rerail[plot]'") from error
     _save(draw(runs, asked.smooth), asked.out)
     sys.stdout.write(f"{asked.out}\n")
     return 0
 
 
 def _save(figure: Figure, path: str) -> None:
+    import matplotlib as mpl
+
     try:
-        figure.savefig(path)
+        # Words stay words in an SVG: they can be searched and copied.
+        with mpl.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(path)
     except OSError as error:
         raise BadConfig(f"plot: {path} cannot be written: {error.strerror}") from error
 

@@ -78,7 +78,7 @@ def _tensorboard(folder: str) -> Sink:
     try:
         from .tensorboard_sink import EventFile
     except ImportError as error:
-        raise BadConfig(f"metrics.tensorboard needs {error.name}: pip install 'rerail[sinks]'") from error
+        raise BadConfig("metrics.tensorboard needs tensorboard: pip install 'rerail[sinks]'") from error
     return EventFile(folder)
 
 
@@ -86,5 +86,5 @@ def _wandb(config: Config) -> Sink:
     try:
         from .wandb_sink import WandbRun
     except ImportError as error:
-        raise BadConfig(f"metrics.wandb needs {error.name}: pip install 'rerail[sinks]'") from error
+        raise BadConfig("metrics.wandb needs wandb: pip install 'rerail[sinks]'") from error
     return WandbRun(config)
