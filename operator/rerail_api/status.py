@@ -214,13 +214,20 @@ class Incident(ApiModel):
     )
     resumed_step: Count | None = Field(default=None, description="Step that the next round continued from.")
     steps_lost: Count | None = Field(default=None, description="Steps that had to be done again.")
-    start_time: Time | None = Field(default=None, description="When it was first seen.")
+    start_time: Time | None = Field(
+        default=None,
+        description="When its root happened, as far as that is known: seen, less the age that was told.",
+    )
     resolved_time: Time | None = Field(
         default=None, description="When the job was past its last step again, or ended."
     )
     stage_seconds: StageSeconds = Field(
         default_factory=dict,
         description="Seconds that it cost, by stage of the ledger.",
+    )
+    gpu_seconds_lost: Seconds | None = Field(
+        default=None,
+        description="These seconds times the accelerators of the gang, without suspended; none without any.",
     )
 
 
@@ -240,6 +247,31 @@ class ExcludedNode(ApiModel):
     until: Time | None = Field(default=None, description="Until when; none: for good.")
 
 
+class Forecast(ApiModel):
+    """What a renewal model expects of the job, from its own figures; beside it stands what was measured."""
+
+    interruptions_per_thousand_node_days: float = Field(
+        ge=0,
+        description="The job's own rate; before it has one, 6.5, which weighs as one interruption.",
+    )
+    dead_seconds: Seconds = Field(
+        description="Mean seconds of an interruption without replay, over those in the list of incidents; "
+        "before the first, what rendezvous, load and compile of the start took."
+    )
+    stall_seconds: Seconds = Field(
+        description="Seconds that training stood still per checkpoint, at least 0.05."
+    )
+    interval_seconds: Seconds = Field(
+        description="Seconds of training between checkpoints that the model would choose, 10 to 3600."
+    )
+    ettr: float = Field(
+        ge=0,
+        le=1,
+        description="ETTR that it predicts at the interval that the job keeps; "
+        "before two checkpoints, at intervalSeconds.",
+    )
+
+
 class Ledger(ApiModel):
     """The job's wall clock, split; productiveSeconds + sum(lostSeconds) = wallSeconds."""
 
@@ -251,12 +283,16 @@ class Ledger(ApiModel):
     stage: Stage | None = Field(default=None, description="The stage that runs now.")
     stage_since: Time | None = Field(default=None, description="Up to when the seconds above are booked.")
     highest_step: Count | None = Field(default=None, description="Highest step ever seen.")
+    checkpoints: Count = Field(default=0, description="Commits of checkpoints that were seen.")
     ettr: float = Field(
         default=0.0,
         ge=0,
         le=1,
         description="Effective training time ratio: productive seconds over wall seconds, "
         "without queued and suspended.",
+    )
+    forecast: Forecast | None = Field(
+        default=None, description="What the model expects, once the job has run; kept as the job ended."
     )
 
 

@@ -14,6 +14,7 @@ from rerail_api.v1alpha1 import (
     ConditionStatus,
     ConditionType,
     ExcludedNode,
+    Forecast,
     Incident,
     IncidentClass,
     InvalidJob,
@@ -220,6 +221,7 @@ def a_full_status(node: str) -> TrainingJobStatus:
         "exit_code": 137,
         "progress_step": 10**6,
         "steps_lost": 10**4,
+        "gpu_seconds_lost": 12345678.9,
     }
     shared = names | numbers | {"message": "m" * 512, "signal": "SIGKILL", "stage_seconds": seconds}
     times = {"start_time": NOON, "resolved_time": NOON}
@@ -243,6 +245,19 @@ def a_full_status(node: str) -> TrainingJobStatus:
         excluded_nodes=tuple(
             ExcludedNode(name=f"{n:02}{node}"[:63], reason="r" * 64, until=NOON) for n in range(64)
         ),
-        ledger=Ledger(wall_seconds=1e7, lost_seconds=seconds, stage=Stage.STOP, stage_since=NOON),
+        ledger=Ledger(
+            wall_seconds=1e7,
+            lost_seconds=seconds,
+            stage=Stage.STOP,
+            stage_since=NOON,
+            checkpoints=10**6,
+            forecast=Forecast(
+                interruptions_per_thousand_node_days=12.345,
+                dead_seconds=12345.67,
+                stall_seconds=1.234,
+                interval_seconds=3599.9,
+                ettr=0.9876,
+            ),
+        ),
         progress=Progress(step=10**6, loss=1.25, tokens=10**12, time=NOON),
     )

@@ -26,6 +26,13 @@ RUNNING = {
         "productiveSeconds": 540,
         "lostSeconds": {"load": 50, "replay": 10},
         "ettr": 0.9,
+        "forecast": {
+            "interruptionsPerThousandNodeDays": 6.5,
+            "deadSeconds": 25,
+            "stallSeconds": 0.5,
+            "intervalSeconds": 84,
+            "ettr": 0.95,
+        },
     },
 }
 
@@ -73,6 +80,9 @@ def test_a_running_job_has_the_figures_of_its_status(ground: Ground) -> None:
         ("rerail_job_last_progress_timestamp_seconds", "job", "team"): 1767226200.0,
         ("rerail_job_last_checkpoint_timestamp_seconds", "job", "team"): 1767226140.0,
         ("rerail_job_ettr_ratio", "job", "team"): 0.9,
+        ("rerail_job_predicted_ettr_ratio", "job", "team"): 0.95,
+        ("rerail_job_model_checkpoint_interval_seconds", "job", "team"): 84.0,
+        ("rerail_job_dead_seconds", "job", "team"): 25.0,
         ("rerail_job_lost_seconds", "job", "team", "load"): 50.0,
         ("rerail_job_lost_seconds", "job", "team", "replay"): 10.0,
     }
@@ -83,6 +93,7 @@ def test_what_a_job_has_not_reported_is_absent_and_not_zero(ground: Ground) -> N
     ground.passed(phase="Queued")
     names = {key[0] for key in samples(ground.metrics)}
     assert "rerail_job_step" not in names
+    assert "rerail_job_predicted_ettr_ratio" not in names
     assert "rerail_job_last_checkpoint_timestamp_seconds" not in names
 
 

@@ -69,6 +69,18 @@ def charge(incident: Incident, lost: Mapping[Stage, float]) -> Incident:
     return incident.model_copy(update={"stage_seconds": spent})
 
 
+def priced(incidents: tuple[Incident, ...], accelerators: int) -> tuple[Incident, ...]:
+    """The incidents with what the last two, which alone still change, cost a gang of so many accelerators."""
+    if not accelerators:
+        return incidents
+    return (*incidents[:-2], *(_priced(incident, accelerators) for incident in incidents[-2:]))
+
+
+def _priced(incident: Incident, accelerators: int) -> Incident:
+    held = sum(s for stage, s in incident.stage_seconds.items() if stage not in STAGES_OUTSIDE_ETTR)
+    return incident.model_copy(update={"gpu_seconds_lost": round(held * accelerators, 1)})
+
+
 def running_stage(status: TrainingJobStatus, progress: Progress | None, highest: int | None) -> Stage:
     """The stage of a gang whose ranks all run, by what its program says of itself."""
     reports = status.progress.step is not None or status.ledger.highest_step is not None

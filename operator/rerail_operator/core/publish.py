@@ -15,13 +15,15 @@ from rerail_api.status import (
 from rerail_api.v1alpha1 import TrainingJob
 
 from .conditions import condition, stop_is_ordered, with_condition
+from .forecast import forecast
 from .gang import Seat
-from .ledger import advance, charge, lost_between, running_stage
+from .ledger import advance, charge, lost_between, priced, running_stage
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
 from .reasons import Reason
 from .restarts import has_moved
+from .template_facts import accelerators_of
 from .world import Progress, World
 
 SOFT_INTERVAL = timedelta(seconds=10)
@@ -55,7 +57,8 @@ def _status(
     )
     stage = _stage(outcome, base, told)
     ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
-    ledger = ledger.model_copy(update={"highest_step": highest_step(written, told)})
+    saved = written.checkpoints + _has_saved(job.status, base)
+    ledger = ledger.model_copy(update={"highest_step": highest_step(written, told), "checkpoints": saved})
     incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
     if _is_over(incidents, base, stage):
         # What ran unnoticed since the last write was productive already.
@@ -64,6 +67,10 @@ def _status(
         incidents, notes = (*incidents[:-1], closed), (*notes, note)
     if "restarts" not in outcome.changes and has_moved(job.status, told.step if told is not None else None):
         base = base.model_copy(update={"restarts": base.restarts.model_copy(update={"since_progress": 0})})
+    incidents = priced(incidents, accelerators_of(world, job)) if incidents else ()
+    if base.start_time is not None or written.forecast is not None:
+        view = forecast(ledger, incidents, job.spec.num_nodes)
+        ledger = ledger.model_copy(update={"forecast": view})
     changes = {
         "phase": outcome.phase,
         "reason": outcome.reason.value,
@@ -74,6 +81,12 @@ def _status(
         "ledger": ledger,
     }
     return base.model_copy(update=changes), notes
+
+
+def _has_saved(before: TrainingJobStatus, after: TrainingJobStatus) -> bool:
+    """Whether a commit was told that was not known before."""
+    known, now = before.last_checkpoint, after.last_checkpoint
+    return now is not None and (known is None or now.step > known.step)
 
 
 def _look_again(job: TrainingJob, outcome: Outcome, now: datetime) -> timedelta | None:
@@ -185,7 +198,8 @@ def hard(status: TrainingJobStatus) -> TrainingJobStatus:
     """The status without what moves all the time."""
     empty = TrainingJobStatus()
     blank: dict[str, object] = {name: getattr(empty, name) for name in SOFT_FIELDS}
-    blank["incidents"] = tuple(i.model_copy(update={"stage_seconds": {}}) for i in status.incidents)
+    bare: dict[str, object] = {"stage_seconds": {}, "gpu_seconds_lost": None}
+    blank["incidents"] = tuple(i.model_copy(update=bare) for i in status.incidents)
     blank["message"] = ""
     blank["conditions"] = tuple(c.model_copy(update={"message": ""}) for c in status.conditions)
     return status.model_copy(update=blank)

@@ -5,7 +5,10 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from rerail_api.spec import MAX_PROCS_PER_NODE, TrainingJobSpec
-from rerail_api.template import accelerator_count, trainer_container
+from rerail_api.template import accelerator_count, accelerators, trainer_container
+from rerail_api.v1alpha1 import TrainingJob
+
+from .world import World
 
 _DIES_WITH_POD: Final = frozenset({"emptyDir", "ephemeral"})
 _READ_ONLY: Final = frozenset({"configMap", "secret", "downwardAPI", "projected", "image"})
@@ -25,6 +28,15 @@ def num_proc(spec: TrainingJobSpec, template: Mapping[str, Any], accelerators: I
             f"{MAX_PROCS_PER_NODE} ranks a node may have: set spec.numProcPerNode to a number"
         )
     return count
+
+
+def accelerators_of(world: World, job: TrainingJob) -> int:
+    """Accelerators of the whole gang; of several kinds, the most numerous. 0: none, or not to be read."""
+    try:
+        found = accelerators(dict(job.spec.template), world.accelerators)
+    except ValueError:
+        return 0
+    return job.spec.num_nodes * max(found.values(), default=0)
 
 
 def checkpoint_is_durable(template: Mapping[str, Any], path: str) -> tuple[bool, str]:

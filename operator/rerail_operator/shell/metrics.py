@@ -165,4 +165,19 @@ _FIGURES: tuple[tuple[str, str, Callable[[TrainingJobStatus], float | None]], ..
         lambda s: _timestamp(s.last_checkpoint.time) if s.last_checkpoint else None,
     ),
     ("rerail_job_ettr_ratio", "Effective training time ratio, measured.", lambda s: s.ledger.ettr),
+    (
+        "rerail_job_predicted_ettr_ratio",
+        "Effective training time ratio that the model predicts from the job's own figures.",
+        lambda s: s.ledger.forecast.ettr if s.ledger.forecast else None,
+    ),
+    (
+        "rerail_job_model_checkpoint_interval_seconds",
+        "Seconds of training between checkpoints that the model would choose.",
+        lambda s: s.ledger.forecast.interval_seconds if s.ledger.forecast else None,
+    ),
+    (
+        "rerail_job_dead_seconds",
+        "Mean seconds of an interruption, replay left out.",
+        lambda s: s.ledger.forecast.dead_seconds if s.ledger.forecast else None,
+    ),
 )

@@ -1,0 +1,73 @@
+"""What the model expects of a job, fed with the job's own figures; stands in the ledger beside the measured.
+
+No decision reads it.
+"""
+
+from collections.abc import Sequence
+
+from rerail_api.status import STAGES_OUTSIDE_ETTR, Forecast, Incident, Ledger, Stage
+
+from .ettr import SECONDS_PER_DAY, Interruptions, best_interval, ettr
+
+PRIOR_RATE = 6.5
+"""Interruptions per 1,000 node-days before anything is known: Meta's RSC-1 (arXiv 2410.21680)."""
+PRIOR_INTERRUPTIONS = 1.0
+"""What the prior weighs: as much as so many interruptions at that rate, 154 node-days."""
+UNKNOWN_STALL_SECONDS = 0.5
+"""Per checkpoint, while none was committed."""
+LEAST_STALL_SECONDS = 0.05
+"""The best that is known; saves that report no stall at all are not free."""
+SHORTEST_INTERVAL_SECONDS = 10.0
+LONGEST_INTERVAL_SECONDS = 3600.0
+
+_NOT_DEAD = STAGES_OUTSIDE_ETTR | {Stage.REPLAY, Stage.CHECKPOINT_STALL}
+_FIRST_START = (Stage.RENDEZVOUS, Stage.LOAD, Stage.COMPILE)
+
+
+def forecast(ledger: Ledger, incidents: Sequence[Incident], num_nodes: int) -> Forecast:
+    """The model's view of a job that has run; `incidents`: the newest ones, oldest first.
+
+    The ETTR is that of the interval which the job keeps, to be held against the measured one; with
+    fewer than two checkpoints, that of the interval which the model would choose.
+    """
+    rate = _rate(ledger, incidents[-1].number if incidents else 0, num_nodes)
+    what = Interruptions(1 / (rate * num_nodes), _dead(ledger, incidents), _stall(ledger))
+    best = min(max(best_interval(what), SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
+    kept = _kept_interval(ledger) or best
+    return Forecast(
+        interruptions_per_thousand_node_days=round(rate * SECONDS_PER_DAY * 1000, 3),
+        dead_seconds=round(what.dead, 2),
+        stall_seconds=round(what.stall, 3),
+        interval_seconds=round(best, 1),
+        ettr=round(ettr(what, kept), 4),
+    )
+
+
+def _rate(ledger: Ledger, interruptions: int, num_nodes: int) -> float:
+    """Interruptions per node-second: the mean of a gamma posterior, so that few node-days move it little."""
+    held = ledger.wall_seconds - sum(ledger.lost_seconds.get(s, 0.0) for s in STAGES_OUTSIDE_ETTR)
+    prior_node_seconds = PRIOR_INTERRUPTIONS * 1000 * SECONDS_PER_DAY / PRIOR_RATE
+    return (PRIOR_INTERRUPTIONS + interruptions) / (prior_node_seconds + num_nodes * max(held, 0.0))
+
+
+def _dead(ledger: Ledger, incidents: Sequence[Incident]) -> float:
+    """Mean dead seconds of the interruptions that are over; before the first, what the start took."""
+    over = [incident.stage_seconds for incident in incidents if incident.resolved_time is not None]
+    if not over:
+        return sum(ledger.lost_seconds.get(stage, 0.0) for stage in _FIRST_START)
+    return sum(s for spent in over for stage, s in spent.items() if stage not in _NOT_DEAD) / len(over)
+
+
+def _stall(ledger: Ledger) -> float:
+    if not ledger.checkpoints:
+        return UNKNOWN_STALL_SECONDS
+    measured = ledger.lost_seconds.get(Stage.CHECKPOINT_STALL, 0.0) / ledger.checkpoints
+    return max(measured, LEAST_STALL_SECONDS)
+
+
+def _kept_interval(ledger: Ledger) -> float | None:
+    """Seconds of stepping per checkpoint, those in vain included."""
+    if ledger.checkpoints < 2:
+        return None
+    stepped = ledger.productive_seconds + ledger.lost_seconds.get(Stage.REPLAY, 0.0)
+    return stepped / ledger.checkpoints
