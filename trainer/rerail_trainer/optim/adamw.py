@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rerail_trainer.config import OptimConfig
-from rerail_trainer.parallel.shards import local_shard, zeros_like
+from rerail_trainer.parallel.shards import local_gradient, local_tensor, zeros_like
 
 from .protocol import Optimizer
 
@@ -55,14 +55,14 @@ class AdamW(Optimizer):
     def reset(self) -> None:
         for moments in self.state.values():
             for moment in moments.values():
-                local_shard(moment).tensor.zero_()
+                local_tensor(moment).zero_()
 
     @torch.no_grad()
     def step(self, count: int, rate: float, unless: Tensor) -> None:
         for group in self._groups:
             if not group.owners:
                 continue
-            gradients = [gradient(parameter) for parameter in group.owners]
+            gradients = [local_gradient(parameter) for parameter in group.owners]
             if self._low is None:
                 self._update(group, gradients, count, rate, unless)
             else:
@@ -107,16 +107,9 @@ class AdamW(Optimizer):
                 round_at_random(wide, kept, generator)
 
     def _group(self, decay: float, owners: Sequence[nn.Parameter]) -> _Group:
-        values = [local_shard(parameter).tensor for parameter in owners]
-        first, second = ([local_shard(self.state[p][key]).tensor for p in owners] for key in MOMENTS)
+        values = [local_tensor(parameter) for parameter in owners]
+        first, second = ([local_tensor(self.state[p][key]) for p in owners] for key in MOMENTS)
         return _Group(decay, list(owners), values, first, second)
-
-
-def gradient(parameter: nn.Parameter) -> Tensor:
-    """The part of a parameter's gradient on this rank."""
-    if parameter.grad is None:
-        raise RuntimeError("a parameter got no gradient in this step")
-    return local_shard(parameter.grad).tensor
 
 
 def round_at_random(wide: Tensor, low: Tensor, generator: torch.Generator) -> None:

@@ -14,9 +14,9 @@ from rerail_trainer.config import OptimConfig
 from rerail_trainer.parallel.cutting import is_expert
 from rerail_trainer.parallel.layouts import Layout
 from rerail_trainer.parallel.mesh import Place, Ranks
-from rerail_trainer.parallel.shards import local_shard, zeros_like
+from rerail_trainer.parallel.shards import local_gradient, local_shard, local_tensor, zeros_like
 
-from .adamw import AdamW, gradient
+from .adamw import AdamW
 from .orthogonal import orthogonalised
 from .protocol import Optimizer
 from .whole import Box, Round
@@ -28,14 +28,17 @@ _ROUND_VALUES = 1 << 26
 
 @dataclass(frozen=True)
 class _Matrix:
-    """One matrix of a parameter: all of it, or one of a stack of experts."""
+    """One matrix of a parameter, all of it or one of a stack of experts, as far as it lies on this rank."""
 
     parameter: nn.Parameter
     index: int | None
+    value: Tensor
+    momentum: Tensor
 
-    def of(self, local: Tensor) -> Tensor:
-        """This matrix in a tensor that lies as the parameter's local part does."""
-        return local if self.index is None else local[self.index]
+    @property
+    def slope(self) -> Tensor:
+        gradient = local_gradient(self.parameter)
+        return gradient if self.index is None else gradient[self.index]
 
 
 @dataclass(frozen=True)
@@ -63,40 +66,50 @@ class Muon(Optimizer):
         self._rest = AdamW([p for name, p in named if name not in self._matrices], config)
         own = {p: {MOMENTUM: zeros_like(p)} for p in self._matrices.values()}
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {**self._rest.state, **own}
-        self._rounds = list(_rounds(self._matrices, layout))
+        self._momenta = {p: local_tensor(state[MOMENTUM]) for p, state in own.items()}
+        self._rounds = list(self._cut_into_rounds(layout))
 
     def reset(self) -> None:
         self._rest.reset()
-        for parameter in self._matrices.values():
-            local_shard(self.state[parameter][MOMENTUM]).tensor.zero_()
+        for momentum in self._momenta.values():
+            momentum.zero_()
 
     @torch.no_grad()
     def step(self, count: int, rate: float, unless: Tensor) -> None:
         self._rest.step(count, rate, unless)
         stay = unless != 0
         rate *= self._config.muon_lr / self._config.lr
-        for parameter in self._matrices.values():
-            self._move(parameter, stay)
+        for parameter, momentum in self._momenta.items():
+            # Towards itself where the step is not taken, as the gradient may hold what no factor makes zero.
+            target = torch.where(stay, momentum, local_gradient(parameter))
+            momentum.lerp_(target, 1 - self._config.muon_momentum)
         for matrices, round_ in self._rounds:
             updates = [self._update(matrix) for matrix in matrices]
             scale = rate * math.sqrt(max(1.0, round_.rows / round_.columns))
             for matrix, update in zip(matrices, round_.run(updates, orthogonalised), strict=True):
-                value = matrix.of(local_shard(matrix.parameter).tensor)
-                moved = (value * (1 - rate * self._config.weight_decay)).sub_(update, alpha=scale)
-                value.copy_(torch.where(stay, value, moved))
-
-    def _move(self, parameter: nn.Parameter, stay: Tensor) -> None:
-        """Moves the momentum on, except where the step is not taken."""
-        kept = local_shard(self.state[parameter][MOMENTUM]).tensor
-        moved = kept.lerp(gradient(parameter), 1 - self._config.muon_momentum)
-        kept.copy_(torch.where(stay, kept, moved))
+                moved = (matrix.value * (1 - rate * self._config.weight_decay)).sub_(update, alpha=scale)
+                matrix.value.copy_(torch.where(stay, matrix.value, moved))
 
     def _update(self, matrix: _Matrix) -> Tensor:
-        """What is to be made orthogonal: the gradient looked at from the momentum on."""
-        slope = matrix.of(gradient(matrix.parameter))
-        kept = matrix.of(local_shard(self.state[matrix.parameter][MOMENTUM]).tensor)
-        update = slope.lerp(kept, self._config.muon_momentum)
+        """What is to be made orthogonal: the gradient, looked at from the momentum on."""
+        update = matrix.slope.lerp(matrix.momentum, self._config.muon_momentum)
         return update.bfloat16() if update.is_cuda else update
+
+    def _cut_into_rounds(self, layout: Layout) -> Iterator[tuple[list[_Matrix], Round]]:
+        """All matrices in rounds of one team and one shape, the same on every rank of a team."""
+        alike: dict[tuple[_Team, int, int], list[_Matrix]] = defaultdict(list)
+        for name, parameter in self._matrices.items():
+            rows, columns = local_shard(parameter).shape[-2:]
+            team = _team(name, parameter, layout.place)
+            alike[team, rows, columns] += _matrices(parameter, self._momenta[parameter])
+        for (team, rows, columns), matrices in alike.items():
+            group, members = layout.groups.of(team.ranks), len(team.ranks)
+            boxes = _boxes(matrices, team, group)
+            share = max(min(_ROUND_VALUES // (rows * columns), -(-len(matrices) // members)), 1)
+            own = team.ranks.index(layout.place.rank)
+            for begin in range(0, len(matrices), share * members):
+                part = slice(begin, begin + share * members)
+                yield matrices[part], Round(group, own, rows, columns, boxes[part], share, team.copies)
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
@@ -120,27 +133,11 @@ def _team(name: str, parameter: Any, place: Place) -> _Team:
     return _Team(place.same_expert_ranks if spread else place.data_ranks, copies=True)
 
 
-def _rounds(parameters: dict[str, nn.Parameter], layout: Layout) -> Iterator[tuple[list[_Matrix], Round]]:
-    """All matrices in rounds of one team and one shape, the same on every rank of a team."""
-    alike: dict[tuple[_Team, int, int], list[str]] = defaultdict(list)
-    for name, parameter in parameters.items():
-        rows, columns = local_shard(parameter).shape[-2:]
-        alike[_team(name, parameter, layout.place), rows, columns].append(name)
-    for (team, rows, columns), names in alike.items():
-        matrices = [m for name in names for m in _matrices(parameters[name])]
-        group, members = layout.groups.of(team.ranks), len(team.ranks)
-        boxes = _boxes(matrices, team, group)
-        share = min(max(_ROUND_VALUES // (rows * columns), 1), -(-len(matrices) // members)) or 1
-        for begin in range(0, len(matrices), share * members):
-            part = slice(begin, begin + share * members)
-            own = team.ranks.index(layout.place.rank)
-            yield matrices[part], Round(group, own, rows, columns, boxes[part], share, team.copies)
-
-
-def _matrices(parameter: nn.Parameter) -> list[_Matrix]:
-    if parameter.dim() == 2:
-        return [_Matrix(parameter, None)]
-    return [_Matrix(parameter, index) for index in range(len(local_shard(parameter).tensor))]
+def _matrices(parameter: nn.Parameter, momentum: Tensor) -> list[_Matrix]:
+    value = local_tensor(parameter)
+    if value.dim() == 2:
+        return [_Matrix(parameter, None, value, momentum)]
+    return [_Matrix(parameter, index, value[index], momentum[index]) for index in range(len(value))]
 
 
 def _boxes(matrices: list[_Matrix], team: _Team, group: Any) -> list[list[Box]]:

@@ -15,7 +15,7 @@ from rerail_trainer.parallel.expert import spread_experts
 from rerail_trainer.parallel.groups import Groups
 from rerail_trainer.parallel.mesh import Place, mesh_of
 from rerail_trainer.parallel.replicate import ReplicatedGradients
-from rerail_trainer.parallel.shards import Shard, holding_of, local_shard
+from rerail_trainer.parallel.shards import Holding, holding_of, local_gradient, local_shard, local_tensor
 from rerail_trainer.parallel.tensor import join_sequence
 
 WHOLE_GRADIENT_BYTES = 8 << 30
@@ -35,7 +35,8 @@ class Layout:
     ) -> None:
         self.model, self.place, self.groups = model, place, groups
         self._autocast = autocast
-        self._world = tuple(range(place.mesh.world_size))
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._counted = None if place.mesh.whole else self._first_holders()
 
     @property
     def data_rank(self) -> int:
@@ -71,7 +72,7 @@ class Layout:
 
     def zero_gradients(self) -> None:
         """Ready for the next step."""
-        for parameter in self.model.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
 
     @torch.no_grad()
@@ -79,34 +80,28 @@ class Layout:
         """Scales gradients down to a global norm of `limit` (0: not at all) and gives the norm before;
         scalar, the same on all ranks.
         """
-        norm = self._norm()
+        gradients = [local_gradient(parameter) for parameter in self._parameters]
+        norm = self._norm(gradients)
         if limit > 0:
-            factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([shard.tensor for shard in self._gradients()], factor)
+            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def sum_over_data(self, tensor: Tensor) -> None:
         """Adds `tensor` up over the ranks that read different data, in place."""
         self.groups.sum(tensor, self.place.data_ranks)
 
-    def _gradients(self) -> list[Shard]:
-        return [local_shard(p.grad) for p in self.model.parameters() if p.grad is not None]
+    def _first_holders(self) -> Tensor:
+        """1 for each parameter whose part no rank before this one holds, else 0: a part counts once."""
+        first = [float(local_shard(parameter).first_replica) for parameter in self._parameters]
+        return torch.tensor(first, device=local_tensor(self._parameters[0]).device)
 
-    def _norm(self) -> Tensor:
-        """Of gradients that every rank has whole."""
-        norm: Tensor = torch.linalg.vector_norm(_norms([shard.tensor for shard in self._gradients()]))
-        return norm
-
-    def _norm_over_ranks(self) -> Tensor:
-        """Of gradients that lie in parts: each part counts once, by the first rank that holds it."""
-        own = [
-            local_shard(parameter.grad).tensor
-            for parameter in self.model.parameters()
-            if parameter.grad is not None and local_shard(parameter).first_replica
-        ]
-        device = local_shard(self.model.norm.weight).tensor.device
-        square = _norms(own).square().sum() if own else torch.zeros((), device=device)
-        self.groups.sum(square, self._world)
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        norms = torch.stack(torch._foreach_norm(gradients))
+        if self._counted is None:
+            whole: Tensor = torch.linalg.vector_norm(norms)
+            return whole
+        square = (norms * self._counted).square().sum()
+        self.groups.sum(square, tuple(range(self.place.mesh.world_size)))
         return square.sqrt()
 
 
@@ -118,7 +113,6 @@ class Replicated(Layout):
     ) -> None:
         super().__init__(model, autocast, place, groups)
         whole = model.config.qk_norm == "full"
-        self._in_parts = place.mesh.tensor > 1 or place.mesh.expert > 1
         self._buckets = ReplicatedGradients(
             model,
             {
@@ -138,9 +132,6 @@ class Replicated(Layout):
     def zero_gradients(self) -> None:
         self._buckets.zero()
 
-    def _norm(self) -> Tensor:
-        return self._norm_over_ranks() if self._in_parts else super()._norm()
-
 
 class Sharded(Layout):
     """FSDP2: parameters, gradients and optimizer state cut over the ranks of a replica; replicas alike."""
@@ -148,6 +139,7 @@ class Sharded(Layout):
     def __init__(self, model: Transformer, place: Place, groups: Groups, whole_gradients: bool) -> None:
         super().__init__(model, None, place, groups)
         self._once = whole_gradients
+        self._alike = [p for p in self._parameters if (holding_of(p) or Holding()).copies > 1]
 
     @contextmanager
     def backward(self, last: bool) -> Iterator[None]:
@@ -166,18 +158,11 @@ class Sharded(Layout):
         module: Any = self.model
         module.reshard()
 
-    def _norm(self) -> Tensor:
-        return self._norm_over_ranks()
-
     def _sum_over_tensor_ranks(self) -> None:
         """What is alike on tensor ranks and FSDP does not know to be: norms and routers inside blocks."""
-        if self.place.mesh.tensor == 1:
+        if not self._alike:
             return
-        alike = [
-            local_shard(parameter.grad).tensor
-            for parameter in self.model.parameters()
-            if parameter.grad is not None and _alike(parameter)
-        ]
+        alike = [local_gradient(parameter) for parameter in self._alike]
         flat = torch.cat([gradient.flatten() for gradient in alike])
         self.groups.sum(flat, self.place.tensor_ranks)
         for gradient, total in zip(alike, torch.split(flat, [g.numel() for g in alike]), strict=True):
@@ -214,12 +199,3 @@ def lay_out(config: Config, meeting: Meeting) -> Layout:
     if mesh.shard > 1:
         return Sharded(model, place, groups, whole_gradients <= WHOLE_GRADIENT_BYTES)
     return (Replicated if mesh.world_size > 1 else Layout)(model, low, place, groups)
-
-
-def _alike(parameter: Tensor) -> bool:
-    holding = holding_of(parameter)
-    return holding is not None and holding.copies > 1
-
-
-def _norms(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors))

@@ -43,6 +43,11 @@ class Mesh:
         return self.replicas * self.shard
 
     @property
+    def whole(self) -> bool:
+        """Whether every rank holds the whole model."""
+        return self.shard == self.tensor == self.expert == 1
+
+    @property
     def expert_shard(self) -> int:
         """Ranks over which the parameters of one rank's experts are cut further."""
         return max(self.shard // self.expert, 1)

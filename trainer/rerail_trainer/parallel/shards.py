@@ -82,6 +82,20 @@ def zeros_like(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 @torch.no_grad()
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The memory of this rank's part; cheap, as it does not ask where in the whole that lies."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
+    return local
+
+
+def local_gradient(parameter: Tensor) -> Tensor:
+    """The memory of this rank's part of a gradient."""
+    if parameter.grad is None:
+        raise RuntimeError("a parameter got no gradient in this step")
+    return local_tensor(parameter.grad)
+
+
+@torch.no_grad()
 def local_shard(tensor: Tensor) -> Shard:
     """The part of `tensor` on this rank; a plain tensor is its own only part."""
     holding = holding_of(tensor) or Holding()
