@@ -15,12 +15,10 @@ from rerail_trainer.__main__ import main
 from rerail_trainer.config import ModelConfig
 from rerail_trainer.configure import read_command_line
 from rerail_trainer.failures import BadConfig
-from rerail_trainer.model import Transformer, fill
+from rerail_trainer.model import Transformer
 from rerail_trainer.weights import open_model
 from rerail_trainer.weights.config_json import architecture_of, config_json
-from rerail_trainer.weights.hugging_face import HuggingFaceSource
 from rerail_trainer.weights.names import counterparts
-from rerail_trainer.weights.source import take_weights
 from rerail_trainer.weights.stored import read_box, stored_tensors
 
 from .gang import Yard, Zygote
@@ -126,6 +124,7 @@ LAYOUTS = {
     "two ranks that share every product": ("dense", 2, ("--parallel.tensor=2",)),
     "experts on one rank": ("experts", 1, ()),
     "experts over two ranks": ("experts", 2, ("--parallel.expert=2",)),
+    "experts of which each rank holds a half": ("experts", 2, ("--parallel.tensor=2",)),
     "experts over two ranks, and all cut": ("experts", 2, ("--parallel.shard=2", "--parallel.expert=2")),
 }
 
@@ -140,6 +139,8 @@ def test_a_training_begins_with_exported_weights_to_the_bit(
     assert f"first weights from {directory}" in gang.output()
     assert "starting from step 0" in gang.output()
     assert_same_weights(trained[kind], yard.checkpoints)
+    # And back: the layout cuts the pieces of the checkpoint in its own way.
+    assert_same_weights(trained[kind], exported(yard.checkpoints, yard.folder / "again"))
 
 
 def test_a_training_begins_with_the_model_of_a_checkpoint_and_with_a_fresh_optimizer(
@@ -235,11 +236,15 @@ def directory(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return exported(trained["dense"], tmp_path_factory.mktemp("directory") / "model")
 
 
-def test_rows_for_tokens_that_the_weights_do_not_know_are_the_mean_of_the_others(directory: Path) -> None:
-    model = Transformer(replace(SMALL_MODEL, vocab=264))
-    fill(model, 1)
-    assert take_weights(model, HuggingFaceSource(str(directory))) == 7
-    known = open_model(str(directory), CPU).model
+def test_rows_for_tokens_that_the_weights_do_not_know_are_the_mean_of_the_others(
+    directory: Path, yard: Yard
+) -> None:
+    words = (f"--run.init_from={directory}", "--model.vocab=264", "--parallel.shard=2")
+    gang = yard.run(*words, *STANDING_STILL, ranks=2)
+    assert (
+        "the vocabulary is 7 tokens larger than there: their rows are the mean of all others" in gang.output()
+    )
+    model, known = open_model(str(yard.checkpoints), CPU).model, open_model(str(directory), CPU).model
     for name in ("embedding", "head"):
         rows, expected = getattr(model, name).weight, getattr(known, name).weight
         assert torch.equal(rows[:257], expected)

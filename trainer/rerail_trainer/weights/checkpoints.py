@@ -21,11 +21,14 @@ from rerail_trainer.failures import BadConfig, TrainerExit
 
 T = TypeVar("T")
 
+KEPT_BYTES = 1 << 31
+"""Of pieces that were read; one that is larger is kept alone."""
+
 
 class CheckpointSource:
     """The model's tensors in one committed step, put together from the pieces of all ranks.
 
-    Reading raises Damaged when a digest is wrong. The piece read last stays in memory.
+    Reading raises Damaged when a digest is wrong.
     """
 
     def __init__(self, storage: Storage, manifest: Manifest) -> None:
@@ -44,7 +47,7 @@ class CheckpointSource:
             name: pieces[0].shape for name, pieces in self._pieces.items()
         }
         self.dtype = self._pieces["norm.weight"][0].dtype if "norm.weight" in self._pieces else torch.float32
-        self._last: tuple[StoredPiece, Tensor] | None = None
+        self._kept: dict[StoredPiece, Tensor] = {}
 
     def read(self, name: str, region: tuple[slice, ...]) -> Tensor:
         pieces = self._pieces[name]
@@ -65,14 +68,18 @@ class CheckpointSource:
         return whole
 
     def _read(self, piece: StoredPiece) -> Tensor:
-        if self._last is None or self._last[0] is not piece:
-            # Let go of the former piece first: two may be more than fits.
-            self._last = None
-            try:
-                self._last = (piece, read_piece(self._storage, piece))
-            except FileNotFoundError as error:
-                raise Damaged(piece.path, "it has gone") from error
-        return self._last[1]
+        """The whole piece, verified. Those read last stay in memory: boxes of experts come one by one, and a
+        piece may hold many experts, or a slice of each.
+        """
+        if piece in self._kept:
+            return self._kept[piece]
+        while self._kept and sum(kept.length for kept in self._kept) + piece.length > KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
+        try:
+            self._kept[piece] = read_piece(self._storage, piece)
+        except FileNotFoundError as error:
+            raise Damaged(piece.path, "it has gone") from error
+        return self._kept[piece]
 
 
 def is_checkpoint(path: str) -> bool:

@@ -33,7 +33,8 @@ class HuggingFaceSource:
         self._names = counterparts(architecture, ours)
         self._stored = stored_tensors(folder)
         self.shapes: Mapping[str, tuple[int, ...]] = self._shapes(ours)
-        self.dtype = Counter(tensor.dtype for tensor in self._stored.values()).most_common(1)[0][0]
+        kinds = Counter(tensor.dtype for tensor in self._stored.values()).most_common(1)
+        self.dtype = kinds[0][0] if kinds else torch.float32
 
     def _shapes(self, ours: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shapes by our names. What is missing has no entry; what has no name of ours keeps its own.
