@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerail_trainer.config import ModelConfig, OptimConfig
-from rerail_trainer.model import Transformer, fill, flops_per_token, initial, param_counts
-from rerail_trainer.model.initial import draw
+from rerail_trainer.model import Transformer, fill, fill_roughly, flops_per_token, initial, param_counts
+from rerail_trainer.model.initial import draws_of
 from rerail_trainer.optim import AdamW, learning_rate
 from rerail_trainer.parallel.replicate import _cut
 from rerail_trainer.parallel.shards import Shard
@@ -116,38 +116,52 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
 def test_a_part_of_a_parameter_gets_the_values_of_that_part_of_the_whole(
     data: st.DataObject, shape: tuple[int, ...]
 ) -> None:
-    whole = torch.empty(shape)
-    with some_rows_at_once(100):
-        draw(Shard(whole, shape, (0,) * len(shape), sharded=False), "1/a", 0.5)
-        region = []
-        for size in shape:
-            begin = data.draw(st.integers(0, size))
-            region.append((begin, data.draw(st.integers(begin, size))))
-        part = torch.empty([end - begin for begin, end in region])
-        draw(Shard(part, shape, tuple(begin for begin, _ in region), sharded=True), "1/a", 0.5)
+    region = []
+    for size in shape:
+        begin = data.draw(st.integers(0, size))
+        region.append((begin, data.draw(st.integers(begin, size))))
+    whole, part = torch.empty(shape), torch.empty([end - begin for begin, end in region])
+    with some_values_at_once(100):
+        for draw in draws_of(Shard(whole, shape, (0,) * len(shape), sharded=False), "1/a", 0.5):
+            draw.into_place()
+        offset = tuple(begin for begin, _ in region)
+        for draw in draws_of(Shard(part, shape, offset, sharded=True), "1/a", 0.5):
+            draw.into_place()
     assert torch.equal(part, whole[tuple(slice(*bounds) for bounds in region)])
 
 
 @contextmanager
-def some_rows_at_once(values: int) -> Iterator[None]:
-    """So that small matrices are drawn in several blocks too."""
+def some_values_at_once(values: int) -> Iterator[None]:
+    """So that small matrices are drawn in several goes too."""
     before, initial._DRAWN_AT_ONCE = initial._DRAWN_AT_ONCE, values
     yield
     initial._DRAWN_AT_ONCE = before
 
 
-def test_a_rank_draws_little_more_than_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
-    normal = initial._normal
-    monkeypatch.setattr(
-        initial,
-        "_normal",
-        lambda key, size, deviation: drawn.append(math.prod(size)) or normal(key, size, deviation),
-    )
-    shape = (1 << 15, 1 << 10)
-    draw(Shard(torch.empty(10, 1 << 10), shape, (12_345, 0), sharded=True), "1/a", 0.5)
-    assert len(drawn) <= 2
-    assert sum(drawn) <= 2 << 16
+def test_a_rank_draws_little_more_than_its_own_rows() -> None:
+    shape, own = (1 << 15, 1 << 10), torch.empty(10, 1 << 10)
+    draws = list(draws_of(Shard(own, shape, (12_345, 0), sharded=True), "1/a", 0.5))
+    assert sum(math.prod(draw.shape) for draw in draws) <= 2 << 16
+
+
+def test_first_values_are_the_same_however_many_threads_draw_them() -> None:
+    models = []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        models.append(built(replace(CONFIG, dim=512, vocab=512)))
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+
+
+def test_values_for_a_rehearsal_fill_everything() -> None:
+    model = Transformer(replace(CONFIG, experts=4))
+    for value in (*model.parameters(), *model.buffers()):
+        value.detach().fill_(-1)
+    fill_roughly(model)
+    tokens = torch.arange(16)[None]
+    assert bool(model(tokens, tokens).isfinite())
+    assert not any(bool((value == -1).any()) for value in (*model.parameters(), *model.buffers()))
 
 
 def test_first_values_are_normal_with_the_deviation_of_their_inputs() -> None:

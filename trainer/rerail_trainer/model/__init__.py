@@ -2,7 +2,7 @@
 
 from .cache import Cache, new_cache
 from .counts import flops_per_token, param_counts
-from .initial import fill
+from .initial import fill, fill_roughly
 from .loss import IGNORED
 from .moe import balance, forget_load
 from .transformer import Transformer
@@ -13,6 +13,7 @@ __all__ = [
     "Transformer",
     "balance",
     "fill",
+    "fill_roughly",
     "flops_per_token",
     "forget_load",
     "new_cache",
