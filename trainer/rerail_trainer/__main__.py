@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rerail_api.contract import Env, ExitCode, ProgressPhase
 
 from . import commands
+from .compile_cache import keep_compiled
 from .config import Config
 from .configure import nearest, read_command_line, usage
 from .environment import job_identity, rank_identity
@@ -65,6 +66,7 @@ def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
     progress.write(ProgressPhase.INIT, total_steps=config.train.steps)
     watchdog = Watchdog(config.watchdog, report_of(config.checkpoint.dir, rank, job))
     watchdog.start()
+    keep_compiled(config, rank.local_world_size, os.environ)
     from .startup import Circumstances, run
 
     return run(config, Circumstances(rank, job, progress, stop, watchdog), observer)

@@ -13,6 +13,7 @@ from rerail_api.contract import ExitCode
 
 from .config import Config, ParallelConfig
 from .control import Control
+from .cores import cores_per_rank
 from .environment import RankIdentity
 from .failures import BadConfig, TrainerExit
 
@@ -35,9 +36,9 @@ class Meeting:
 def meet(identity: RankIdentity, config: Config) -> Meeting:
     """Waits until all ranks are there. Raises TrainerExit RENDEZVOUS_FAILED when they do not come."""
     device = _device(identity, config.parallel)
-    if device.type == "cpu" and identity.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # Several ranks share the cores; threads of each would only fight.
-        torch.set_num_threads(1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Several ranks share the cores; more threads than cores would only fight.
+        torch.set_num_threads(min(torch.get_num_threads(), cores_per_rank(identity.local_world_size)))
     if identity.world_size == 1:
         return Meeting(identity, device, Control(0, 1))
     if identity.master_addr in LOOPBACK_ADDRESSES:

@@ -3,6 +3,7 @@
 The order here is the order of the start.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from .checkpoint.save import Observer, Training
 from .checkpoint.series import Series, Start, open_series
 from .checkpoint.state import TrainingState, seed_random_state
 from .checkpoint.storage import open_storage
+from .compiling import compile_blocks, compiling
 from .config import Config, config_hash, identity_of
 from .data.feed import Feed, share_of
 from .data.source import open_source
@@ -22,7 +24,7 @@ from .evaluate.during import Evaluation, held_out_of
 from .failures import TrainerExit
 from .loop import Run, rehearse, train
 from .meeting import Meeting, meet, part
-from .model import fill, param_counts
+from .model import fill, fill_roughly, param_counts
 from .optim import optimizer_for
 from .parallel.layouts import lay_out
 from .parallel.mesh import mesh_of
@@ -81,6 +83,8 @@ def _run(
     try:
         layout = lay_out(config, meeting)
         layout.model.recompute(config.parallel.recompute)
+        if config.parallel.compile:
+            compile_blocks(layout.model, meeting.device, mesh.tensor > 1 or mesh.expert > 1)
         optimizer = optimizer_for(layout, config.optim)
         feed = Feed(config, source, share, meeting.device)
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
@@ -113,17 +117,18 @@ def _prepare(ready: Run, source: Source, observer: Observer | None) -> int:
     the number of finished steps.
     """
     config, rank = ready.config, ready.meeting.identity.rank
-    # Some values must be there for the rehearsal; a checkpoint overwrites them.
-    fill(ready.layout.model, config.run.seed)
+    fill_roughly(ready.layout.model)
     ready.reports.phase(ProgressPhase.COMPILE)
-    rehearse(ready)
+    with compiling() if config.parallel.compile else nullcontext():
+        rehearse(ready)
     ready.reports.passed("compiled")
     seed_random_state(config.run.seed, 0, rank)
     start = _resume(ready, source) if ready.series is not None else Start(None)
     if ready.series is not None and observer is not None:
         ready.series.observe_saves(observer)
-    if start.spoilt:
+    if start.loaded is None:
         fill(ready.layout.model, config.run.seed)
+    if start.spoilt:
         ready.optimizer.reset()
     if config.run.init_from and start.loaded is None:
         Beginning(ready.meeting.control, config.run.init_from, ready.reports.say).fill(ready.layout.model)
