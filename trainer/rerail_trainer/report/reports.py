@@ -35,6 +35,10 @@ class StepReport:
     expert_loads: tuple[float, ...] = ()
 
 
+_TOLD = ("step", "loss", "grad_norm", "lr", "tokens")
+"""What sinks get of a StepReport as it is."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """The circumstances of a start. Peaks are dense bf16 FLOP/s of one device, 0 where they are not known."""
@@ -58,6 +62,7 @@ class Reports:
         self.metrics = Metrics()
         self.metrics.set("restarts_total", max((round_number or 1) - 1, 0))
         self._launch = Launch()
+        self._flops_per_token = flops_per_token(config.model)
         self._pace = Pace()
         self._resumed: dict[str, int | None] | None = None
         self._checkpoint_step = 0
@@ -109,7 +114,7 @@ class Reports:
             step=step,
             total_steps=config.train.steps,
             tokens_per_step=config.batch.tokens_per_step,
-            flops_per_token=flops_per_token(config.model),
+            flops_per_token=self._flops_per_token,
             config_hash=config_hash(config),
             **asdict(launch),
         )
@@ -137,7 +142,7 @@ class Reports:
         self._progress.write(ProgressPhase.TRAIN, **self._last, **(self._resumed or {}))
         self._resumed = None
         self._measure(report, seconds, rate)
-        told = {key: value for key, value in asdict(report).items() if key != "expert_loads"}
+        told: dict[str, Any] = {name: getattr(report, name) for name in _TOLD}
         told |= {"tokens_per_second": round(rate, 1), "step_seconds": round(seconds, 6)}
         told |= {} if mfu is None else {"mfu": round(mfu, 4)}
         told["time"] = time.time()
@@ -230,7 +235,7 @@ class Reports:
         """Share of a peak, with FLOP per token by the project's convention; None without one."""
         if not peak:
             return None
-        flops = flops_per_token(self._config.model) * self._pace.tokens_per_second
+        flops = self._flops_per_token * self._pace.tokens_per_second
         return flops / (peak * self._launch.world_size)
 
     def _say_step(self, report: StepReport, rate: float, mfu: float | None) -> None:
