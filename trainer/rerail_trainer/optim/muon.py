@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rerail_trainer.config import OptimConfig
+from rerail_trainer.failures import BadConfig
 from rerail_trainer.parallel.cutting import is_expert
 from rerail_trainer.parallel.layouts import Layout
 from rerail_trainer.parallel.mesh import Place, Ranks
@@ -60,6 +61,8 @@ class Muon(Optimizer):
 
     def __init__(self, layout: Layout, config: OptimConfig) -> None:
         """Called by all ranks together: they tell each other which parts they hold."""
+        if config.lr <= 0:
+            raise BadConfig("optim.name=muon takes its schedule from optim.lr, which must be above 0")
         self._config = config
         named = [(name, p) for name, p in layout.model.named_parameters() if p.requires_grad]
         self._matrices = {name: p for name, p in named if is_matrix(name, p)}

@@ -34,6 +34,10 @@ def shard_model(
         for mixture in mixtures(model):
             # A unit of its own: its ranks are others than those of the block around it.
             fully_shard(mixture.experts, mesh=experts, mp_policy=policy, shard_placement_fn=dim)
+    if low is not None:
+        for mixture in mixtures(model):
+            # Units of their own, as they stay float32: who gets a token must not turn on a rounded weight.
+            fully_shard(mixture.router, mesh=inner, mp_policy=MixedPrecisionPolicy())
     last = len(model.blocks) - 1
     for index, block in enumerate(model.blocks):
         # Backward begins with the last block: it would be gathered again at once.
