@@ -67,18 +67,22 @@ class _ChunkedLoss(torch.autograd.Function):
                 torch.mm(slope, low, out=for_hidden[chunk])
             if for_weight is not None:
                 for_weight += slope.t() @ hidden[chunk]
-        ctx.save_for_backward(for_hidden, for_weight)
+        # No saved tensors: the backward pass gives them away, scaled where they lie, as a second copy of the
+        # weight's gradient would come when memory is fullest.
+        ctx.gradients = for_hidden, for_weight
         ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        for_hidden, for_weight = ctx.saved_tensors
-        factor = gradients[0]
+        if ctx.gradients is None:
+            raise RuntimeError("the loss was given its backward pass before: compute it anew")
+        for_hidden, for_weight = ctx.gradients
+        ctx.gradients = None
         if for_hidden is not None:
-            for_hidden = for_hidden * factor
+            for_hidden.mul_(gradients[0])
         if for_weight is not None:
-            for_weight = (for_weight * factor).to(ctx.weight_dtype)
+            for_weight = for_weight.mul_(gradients[0]).to(ctx.weight_dtype)
         return for_hidden, for_weight, None, None
 
 
