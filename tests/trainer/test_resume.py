@@ -108,3 +108,10 @@ def test_only_the_newest_steps_are_kept_and_those_that_keep_every_names(yard: Ya
     yard.run("--checkpoint.every_steps=1", "--checkpoint.keep=2", "--checkpoint.keep_every=3")
     assert yard.committed() == [3, 6, 7, 8]
     assert not list((yard.checkpoints / ".work").glob("*/pruned-*"))
+
+
+def test_steps_that_a_later_round_did_not_go_on_from_are_swept_once_it_has_committed(yard: Yard) -> None:
+    yard.run("--train.steps=6", "--optim.horizon_steps=8")
+    yard.run("--checkpoint.every_steps=5", env={"RERAIL_RESUME": "Never"})
+    assert yard.committed() == [5, 8]
+    assert not list(yard.checkpoints.glob("*-step-*"))

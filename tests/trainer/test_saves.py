@@ -168,3 +168,14 @@ def test_the_writer_needs_neither_torch_nor_numpy() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_step_that_is_not_finite_ends_the_run_only_after_the_save_under_way(yard: Yard) -> None:
+    words = ("--optim.lr=1e30", "--optim.clip=0", "--checkpoint.every_steps=1", *LONG)
+    at = {"rank": 1, "point": "folder-made", "save": 1, "signal": "SIGSTOP", "victim": "writer"}
+    gang = yard.start(*words, ranks=2, at=at)
+    gang.until(lambda: gang.progress()[-1]["phase"] == "save")
+    assert yard.committed() == []
+    os.kill(gang.writer(1), signal.SIGCONT)
+    assert gang.wait() == [82, 82]
+    assert yard.committed() == [1]

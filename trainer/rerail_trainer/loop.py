@@ -47,7 +47,8 @@ class Run:
 def train(run: Run, start: int) -> ExitCode:
     """Trains from `start` finished steps to the end, or until somebody wants it to stop."""
     step, total = start, run.config.train.steps
-    agreement, saves, readings = Agreement(run.meeting.control), Saves(run), Readings(run)
+    agreement, saves = Agreement(run.meeting.control), Saves(run)
+    readings = Readings(run, saves)
     while step < total:
         readings.add(step + 1, update(run, step))
         step += 1
@@ -166,8 +167,8 @@ class Readings:
     which never waits.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, saves: Saves) -> None:
+        self._run, self._saves = run, saves
         self._lag = 1 if run.meeting.device.type == "cuda" else 0
         self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
@@ -198,6 +199,7 @@ class Readings:
         rate = learning_rate(step - 1, config.optim, config.horizon_steps)
         if not finite:
             self._run.reports.nonfinite()
+            self._saves.settle()
             raise TrainerExit(
                 ExitCode.NON_FINITE,
                 f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite, step not taken",

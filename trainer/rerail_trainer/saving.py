@@ -63,14 +63,18 @@ class Saves:
         """Brings the save under way to its end and saves `step`; whether that is committed then."""
         if self._series is None:
             return False
+        self.settle()
         self._waits = True
-        if self._series.saving:
-            self._wait(self._series)
         if self._series.committed_step != step:
             self.begin(step)
         with self._run.watchdog.during(ProgressPhase.SAVE):
             self._series.finish_pruning()
         return self._series.committed_step == step
+
+    def settle(self) -> None:
+        """Brings the save under way to its end, where there is one: its step is good whatever came after."""
+        if self._series is not None and self._series.saving:
+            self._wait(self._series)
 
     def _wait(self, series: Series) -> None:
         self._reports.phase(ProgressPhase.SAVE)

@@ -78,13 +78,15 @@ def superseded(tenure: Tenure, step: int) -> Superseded:
 
 
 def prune(storage: Storage, tenure: Tenure, keep: int, keep_every: int) -> list[int]:
-    """Removes this job's older steps; the steps removed. Other jobs' steps are left alone."""
+    """Removes this job's older steps, and those that no longer count because a later round went on from an
+    earlier one; the steps removed. Other jobs' steps are left alone.
+    """
     listing = list_steps(storage)
     own = [manifest for manifest in listing.steps if manifest.author.uid == tenure.author.uid]
+    going = [manifest for manifest in listing.outdated if manifest.author.uid == tenure.author.uid]
+    going += [m for m in own[keep:] if not (keep_every and m.step % keep_every == 0)]
     removed = []
-    for position, manifest in enumerate(own):
-        if position < keep or (keep_every and manifest.step % keep_every == 0):
-            continue
+    for manifest in going:
         _delete(storage, _take_out(storage, tenure, layout.step_folder(manifest.step)))
         removed.append(manifest.step)
     _prune_records(storage, listing)
