@@ -204,3 +204,20 @@ def test_plain_shards_do_not_tell_where_documents_end() -> None:
     tokens = encode([b"x" * 100])
     with pytest.raises(BadConfig, match=r"data\.document_mask needs to know the end-of-document token"):
         Corpus((tokens,), 257, "d").windows(Arrangement(16, 1, True, True, 257))
+
+
+def test_attention_inside_documents_is_another_training_the_same_in_every_layout(yard: Yard) -> None:
+    words = (
+        "--model.seq_len=512",
+        "--batch.tokens_per_step=4096",
+        "--batch.micro_batch=2",
+        "--train.steps=3",
+    )
+    plain = yard.run(*words, f"--checkpoint.dir={yard.folder}/plain").losses()
+    masked = yard.run(*words, "--data.document_mask=true", f"--checkpoint.dir={yard.folder}/masked").losses()
+    assert all(masked[step] != plain[step] for step in masked)
+    cut = yard.run(*words, "--data.document_mask=true", "--parallel.shard=2", ranks=2).losses()
+    assert cut == pytest.approx(masked, abs=5e-5)
+    other = yard.start(*words, f"--checkpoint.dir={yard.folder}/masked")
+    assert other.wait() == [65]
+    assert "data.document_mask was True, is False" in other.output()

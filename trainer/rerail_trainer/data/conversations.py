@@ -137,9 +137,9 @@ def open_conversations(path: str, tokenizer: Tokenizer) -> Conversations:
     return found_in(corpus, unanswered)
 
 
-def open_prepared_conversations(folder: Path) -> Conversations:
+def open_prepared_conversations(folder: Path, held_out: bool = False) -> Conversations:
     """Those that `prepare --chat` left in `folder`: nothing is encoded again, and ranks share the memory."""
-    return found_in(open_prepared(folder, chat=True, at_random=True), 0)
+    return found_in(open_prepared(folder, held_out, at_random=True, chat=True), 0)
 
 
 def found_in(corpus: Corpus, unanswered: int) -> Conversations:
