@@ -207,6 +207,16 @@ def test_selective_recomputation_keeps_products_and_attention(
     assert (after["silu"] > before["silu"]) == rest_again
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_pass_asks_the_device_for_nothing(variant: str) -> None:
+    """Neither a value nor how many there are: either would make the host wait in every block."""
+    model, tokens = built(dropout=0.1, **VARIANTS[variant]), some_tokens()
+    documents = (torch.arange(16) > 6).long().expand(3, 16)
+    with Calls() as calls:
+        model(tokens, tokens, documents).backward()
+    assert not calls.names.keys() & {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal"}
+
+
 @given(cuts=st.lists(st.integers(1, 15), max_size=5), variant=st.sampled_from(sorted(VARIANTS)))
 @settings(max_examples=20, deadline=None)
 def test_logits_with_a_cache_are_those_without(cuts: list[int], variant: str) -> None:
