@@ -101,4 +101,4 @@ def job(
 def ledger_sums(report: dict[str, Any]) -> bool:
     ledger = report["ledger"]
     total = ledger["productiveSeconds"] + sum(ledger["lostSeconds"].values())
-    return abs(total - ledger["wallSeconds"]) < 0.5
+    return abs(total - ledger["wallSeconds"]) < 0.1

@@ -33,8 +33,9 @@ VERBS = {
     "_ensure": {"create", "get"},  # created, or looked at where it exists
 }
 OWN_NAMESPACE = {Kind.LEASE, Kind.SECRET}
-# The in-memory cluster and `rerail run` never meet an API server; the adapter passes kinds on.
-ELSEWHERE = re.compile(r"/shell/(local/|kube/|memory)|/shell/cluster\.py$")
+# The in-memory cluster and `rerail run` never meet an API server; the adapter passes kinds on; `rerail ledger`
+# asks with the rights of the person who calls it.
+ELSEWHERE = re.compile(r"/shell/(local/|kube/|ledger/|memory)|/shell/cluster\.py$")
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
 PLAIN_PATHS = ("/openid/", "/.well-known/")
 

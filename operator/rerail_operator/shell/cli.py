@@ -19,12 +19,19 @@ EXPLAIN_HELP = """Prints what would be decided for a saved world, and why. The s
 `rerail run --snapshot`."""
 
 
+LEDGER_HELP = """Prints where a job's wall clock went, by stage, what each interruption cost, and what the
+model of effective training time expects. Reads the TrainingJob from the cluster, as kubectl would, or a file:
+the report of `rerail run --report`, or a TrainingJob as `kubectl get -o yaml` prints it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     options = _parser().parse_args(arguments)
     console = standard()
     if options.command == "explain":
         return _explain(options, console)
+    if options.command == "ledger":
+        return _ledger(options, console)
     return _run(options, console)
 
 
@@ -59,6 +66,18 @@ def _explain(options: argparse.Namespace, console: Console) -> int:
     return OK
 
 
+def _ledger(options: argparse.Namespace, console: Console) -> int:
+    from rerail_operator.shell.ledger.command import NoAccount, Wish, show
+
+    place = (options.namespace, options.kubeconfig, options.context)
+    try:
+        show(Wish(options.job, options.report, options.plot, place), console)
+    except NoAccount as error:
+        console.complain(f"rerail ledger: {error}")
+        return BAD_INPUT
+    return OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rerail", description="Keeps PyTorch training jobs training.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -67,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "explain", help="say what would be decided for a saved world", description=EXPLAIN_HELP
     )
     explain.add_argument("snapshot", type=Path, help="file with a saved world")
+    _add_ledger(commands.add_parser("ledger", help="say where a job's time went", description=LEDGER_HELP))
     return parser
 
 
@@ -93,6 +113,15 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--port", type=_port, default=0, metavar="N", help="the coordinator's port (default: a free one)"
     )
+
+
+def _add_ledger(ledger: argparse.ArgumentParser) -> None:
+    ledger.add_argument("job", nargs="?", metavar="JOB", help="name of a TrainingJob on the cluster")
+    ledger.add_argument("-n", "--namespace", metavar="NS", help="its namespace (default: the context's)")
+    ledger.add_argument("--kubeconfig", metavar="FILE", help="(default: as kubectl)")
+    ledger.add_argument("--context", metavar="NAME", help="of the kubeconfig (default: the current one)")
+    ledger.add_argument("--report", type=Path, metavar="FILE", help="read this file and no cluster")
+    ledger.add_argument("--plot", type=Path, metavar="FILE", help="draw it too: .png or .svg (matplotlib)")
 
 
 def _port(text: str) -> int:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from rerail_api.v1alpha1 import Incident, Ledger, TrainingJob
+from rerail_api.base import rfc3339
+from rerail_api.v1alpha1 import Incident, TrainingJob
+from rerail_operator.shell.ledger.table import where_it_went
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,9 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             "sinceProgress": status.restarts.since_progress,
         },
         "incidents": [_incident(incident, outcome.log_lines) for incident in status.incidents],
-        "ledger": _ledger(status.ledger),
+        "numNodes": outcome.job.spec.num_nodes,
+        "created": _time(outcome.job.metadata.creation_timestamp),
+        "ledger": status.ledger.to_json(),
         "progress": {"step": progress.step, "totalSteps": progress.total_steps, "loss": progress.loss},
         "lastCheckpoint": {"step": checkpoint.step if checkpoint else None},
         "resumedFromStep": status.resumed_from_step,
@@ -52,18 +57,13 @@ def as_text(outcome: Outcome) -> str:
         _headline(outcome),
         _training(outcome.job),
         *(_incident_text(i, outcome.log_lines.get(i.number, ())) for i in status.incidents),
-        _ledger_text(status.ledger),
+        where_it_went(status.ledger),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _ledger(ledger: Ledger) -> dict[str, Any]:
-    return {
-        "wallSeconds": ledger.wall_seconds,
-        "productiveSeconds": ledger.productive_seconds,
-        "lostSeconds": {str(stage): seconds for stage, seconds in ledger.lost_seconds.items()},
-        "ettr": ledger.ettr,
-    }
+def _time(at: datetime | None) -> str | None:
+    return rfc3339(at) if at is not None else None
 
 
 def _incident(incident: Incident, lines: Mapping[int, Sequence[str]]) -> dict[str, Any]:
@@ -111,6 +111,8 @@ def _incident_text(incident: Incident, older: Sequence[str]) -> str:
     if incident.stage_seconds:
         spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in incident.stage_seconds.items())
         lines.append(f"  time         {spent}")
+    if incident.gpu_seconds_lost:
+        lines.append(f"  cost         {incident.gpu_seconds_lost:,.0f} GPU-seconds")
     if kept := incident.log_lines or tuple(older):
         lines += ["  last lines", *(f"  | {line}" for line in kept)]
     elif incident.rank is not None:
@@ -132,14 +134,3 @@ def _how(incident: Incident) -> str:
         exception = f" ({incident.exception})" if incident.exception else ""
         return f"exit code {incident.exit_code}{exception}"
     return "gone without an exit code"
-
-
-def _ledger_text(ledger: Ledger) -> str:
-    rows = [("productive", ledger.productive_seconds), *((str(s), t) for s, t in ledger.lost_seconds.items())]
-    wall = ledger.wall_seconds or 1.0
-    lines = [f"Where {ledger.wall_seconds:.1f} s went"]
-    spent = [(name, seconds) for name, seconds in rows if seconds > 0]
-    lines += [f"  {name:<16} {seconds:>8.1f} s {seconds / wall:>6.1%}" for name, seconds in spent]
-    total = sum(seconds for _, seconds in rows)
-    lines.append(f"  {'sum':<16} {total:>8.1f} s, ETTR {ledger.ettr:.3f}")
-    return "\n".join(lines)

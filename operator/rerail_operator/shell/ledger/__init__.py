@@ -1,0 +1,1 @@
+"""`rerail ledger`: where a job's wall clock went, as a table and as a picture."""

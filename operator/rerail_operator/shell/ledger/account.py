@@ -1,0 +1,121 @@
+"""What a ledger is shown from: a job on a cluster, or a file that `rerail run` or kubectl has written."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rerail_api.contract import KIND
+from rerail_api.v1alpha1 import Incident, InvalidJob, Ledger, TrainingJob, parse_job
+from rerail_operator.shell.cluster import ClusterError, Kind, NotFound
+
+IN_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class NoAccount(Exception):
+    """There is nothing to show; the text says why, and what to do instead."""
+
+
+class Account(BaseModel):
+    """One job's ledger, with what its reader wants to know beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    job: str
+    phase: str = ""
+    reason: str = ""
+    num_nodes: int | None = Field(default=None, alias="numNodes")
+    created: datetime | None = None
+    ledger: Ledger
+    incidents: tuple[Incident, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job is looked for; None: as kubectl would."""
+
+    namespace: str | None = None
+    kubeconfig: str | None = None
+    context: str | None = None
+
+
+def of_job(job: TrainingJob) -> Account:
+    status, meta = job.status, job.metadata
+    return Account(
+        job=f"{meta.namespace}/{meta.name}",
+        phase=str(status.phase or ""),
+        reason=status.reason,
+        num_nodes=job.spec.num_nodes,
+        created=meta.creation_timestamp,
+        ledger=status.ledger,
+        incidents=status.incidents,
+    )
+
+
+def from_file(path: Path) -> Account:
+    """The account in a report of `rerail run` or in a TrainingJob of kubectl. Raises `NoAccount`."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise NoAccount(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, Mapping):
+        raise NoAccount(f"{path} holds no report of `rerail run` and no TrainingJob")
+    if found.get("kind") == KIND:
+        return _parsed(dict(found), str(path))
+    try:
+        return Account.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise NoAccount(f"{path} is no report of `rerail run`: {where}: {first['msg']}") from None
+
+
+def from_cluster(name: str, place: Place) -> Account:
+    """The account of a job that the API server holds. Raises `NoAccount`."""
+    namespace = place.namespace or _namespace(place)
+    try:
+        raw = asyncio.run(_read(name, namespace, place))
+    except NotFound:
+        raise NoAccount(f"no TrainingJob {name} in namespace {namespace}; name another with -n") from None
+    except ClusterError as error:
+        raise NoAccount(str(error)) from None
+    return _parsed(raw, f"{namespace}/{name}")
+
+
+async def _read(name: str, namespace: str, place: Place) -> dict[str, Any]:
+    # Imported here: a report is shown without the packages that speak to an API server.
+    from rerail_operator.shell.kube.client import KubeCluster
+
+    async with KubeCluster.from_environment(place.kubeconfig, place.context) as cluster:
+        return await cluster.get(Kind.JOB, namespace, name)
+
+
+def _parsed(raw: dict[str, Any], where: str) -> Account:
+    try:
+        return of_job(parse_job(raw))
+    except InvalidJob as error:
+        raise NoAccount(f"{where} cannot be read: {error}") from None
+
+
+def _namespace(place: Place) -> str:
+    """The namespace that kubectl would take: of the pod, or of the context."""
+    named = place.kubeconfig or os.environ.get("KUBECONFIG") or None
+    if named is None and os.environ.get("KUBERNETES_SERVICE_HOST") and IN_POD_NAMESPACE.exists():
+        return IN_POD_NAMESPACE.read_text(encoding="utf-8").strip()
+    from kubernetes.config import ConfigException, kube_config
+
+    read: Callable[..., Any] = kube_config.list_kube_config_contexts
+    try:
+        contexts, active = read(named)
+    except (ConfigException, OSError, yaml.YAMLError) as error:
+        raise NoAccount(f"no usable credentials for the API server: {error}") from None
+    chosen = active
+    if place.context is not None:
+        chosen = next((c for c in contexts if c["name"] == place.context), active)
+    return str((chosen.get("context") or {}).get("namespace") or "default")
