@@ -138,6 +138,7 @@ class Saver:
             berths = self._placed(state)
             self._staging.fill(berths)
             self._order = self._order_to_write(berths)
+            self._writer.replies.pop("write", None)
             self._enter(_Phase.WRITING)
             if not self._staging.beside:
                 self.staged()
@@ -199,7 +200,7 @@ class Saver:
 
     def close(self) -> None:
         """Ends the writer; a save under way is lost."""
-        self._writer.stop()
+        self._writer.close()
 
     def _move(self, saving: bool, failed: bool) -> Outcome | None:
         if failed:

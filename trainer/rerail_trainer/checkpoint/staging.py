@@ -58,6 +58,7 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self.descriptor = anonymous_file("rerail-staging")
         self.size = 0
+        self._device = device
         self._cuda = self.beside = device.type == "cuda"
         self._map: mmap.mmap | None = None
         self._bytes = torch.empty(0, dtype=torch.uint8)
@@ -75,8 +76,11 @@ class Staging:
         self.size = size
         self._bytes.zero_()
         if self._cuda:
-            # Where the system forbids it the copy is slower and waits for the device: still right.
-            torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), size, 0)  # type: ignore[no-untyped-call]
+            # Each thread has a current device of its own, at first number 0: which need not be this rank's.
+            with torch.cuda.device(self._device):
+                # Where the system forbids it the copy is slower and waits for the device: still right.
+                cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+                cudart.cudaHostRegister(self._bytes.data_ptr(), size, 0)
 
     def fill(self, berths: Sequence[Berth]) -> None:
         """Starts copying every berth's source; `wait` says when the sources may change again."""

@@ -20,6 +20,8 @@ from .writer import GO
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _READ_BYTES = 1 << 16
+_END_SECONDS = 1.0
+"""A killed process ends in less, unless it hangs in a dead file system."""
 
 
 class WriterProcess:
@@ -90,7 +92,9 @@ class WriterProcess:
         """Takes in what the writer has said; waits up to `seconds` for something."""
         if self._line is None:
             return
-        select.select([self._line], [], [], seconds)
+        waiting = select.poll()  # not select, which knows no descriptor above 1023
+        waiting.register(self._line, select.POLLIN)
+        waiting.poll(seconds * 1000)
         try:
             while data := self._line.recv(_READ_BYTES):
                 self._heard += data
@@ -116,6 +120,14 @@ class WriterProcess:
             self._former.append(self._process)
             self._process = None
 
+    def close(self) -> None:
+        """Ends the writer, and waits a moment for it: whoever looks for what a rank left finds nothing."""
+        process = self._process
+        self.stop()
+        if process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+
     def _take(self, reply: dict[str, Any]) -> None:
         if "point" in reply:
             if self.observer is not None:
@@ -135,7 +147,7 @@ class WriterProcess:
         """The writer has hung up."""
         assert self._process is not None  # noqa: S101
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
+            self._process.wait(_END_SECONDS)
         code = self._process.returncode
         how = "hung up" if code is None else f"ended with {signal.Signals(-code).name if code < 0 else code}"
         self.death = f"its writer {how}"
