@@ -7,7 +7,7 @@ Largest differences measured over 20 steps, against one rank alone: loss 9.5e-7,
 import pytest
 
 from .gang import Yard, Zygote
-from .trainings import TWENTY, Training, assert_same, relayed, trained
+from .trainings import TWENTY, Training, assert_relayed, assert_same, trained
 
 LAYOUTS = {
     "two replicas, two micro-batches each": (2, ("--batch.micro_batch=4",)),
@@ -16,7 +16,6 @@ LAYOUTS = {
     "four shards": (4, ("--parallel.shard=0",)),
     "two replicas of two shards": (4, ("--parallel.shard=2", "--batch.micro_batch=2")),
     "two tensor ranks": (2, ("--parallel.tensor=2",)),
-    "two replicas of two tensor ranks": (4, ("--parallel.tensor=2", "--batch.micro_batch=2")),
     "two shards of two tensor ranks": (4, ("--parallel.tensor=2", "--parallel.shard=2")),
 }
 
@@ -34,37 +33,34 @@ def test_twenty_steps_are_those_of_one_rank(yard: Yard, alone: Training, case: s
 
 
 def test_gradients_sent_with_every_micro_batch_are_the_same(yard: Yard, alone: Training) -> None:
-    words = ("--parallel.shard=2", "--batch.micro_batch=2")
-    wish = "send_gradients_of_every_micro_batch"
-    assert_same(trained(yard, *words, ranks=4, inside=wish), alone, loss=2e-6, norm=1e-6, tensor=2e-5)
+    words = (*TWENTY, "--train.steps=4", "--checkpoint.dir=", "--parallel.shard=2", "--batch.micro_batch=2")
+    gang = yard.run(*words, ranks=4, inside="send_gradients_of_every_micro_batch")
+    assert gang.losses() == pytest.approx({step: alone.losses[step] for step in (1, 2, 3, 4)}, abs=2e-6)
+    assert gang.readings("grad_norm") == pytest.approx({s: alone.norms[s] for s in (1, 2, 3, 4)}, rel=1e-6)
 
 
-def test_a_checkpoint_goes_through_all_layouts_and_training_goes_on(yard: Yard, alone: Training) -> None:
-    stations = [(1, ()), *(LAYOUTS[name] for name in (
-        "two shards of two tensor ranks",
-        "four replicas",
-        "two replicas of two shards",
-        "two tensor ranks",
-        "four shards",
-        "two replicas of two tensor ranks",
-    )), (1, ())]  # fmt: skip
-    assert relayed(yard, stations) == pytest.approx(
-        {step: alone.losses[step] for step in range(1, 17)}, abs=2e-6
-    )
+def test_a_checkpoint_goes_through_layouts_and_training_goes_on(yard: Yard, alone: Training) -> None:
+    stations = [
+        (1, ()),
+        (4, ("--parallel.tensor=2", "--parallel.shard=2")),
+        (2, ()),
+        (4, ("--parallel.shard=2",)),
+        (2, ("--parallel.tensor=2",)),
+        (4, ("--parallel.shard=0",)),
+        (4, ("--parallel.tensor=2", "--batch.micro_batch=2")),
+        (1, ()),
+    ]
+    assert_relayed(yard, alone, stations)
 
 
-def test_a_tied_head_trains_the_same_in_every_layout_and_resumes_bit_for_bit(yard: Yard) -> None:
+def test_a_tied_head_trains_the_same_in_parts_and_resumes_bit_for_bit(yard: Yard) -> None:
     words = ("--model.tie=true", "--train.steps=4")
     straight = yard.run(*words, "--checkpoint.dir=").losses()
-    for ranks, layout in ((2, ("--parallel.shard=0",)), (4, ("--parallel.shard=2", "--parallel.tensor=2"))):
-        words_here = (*words, *layout, f"--checkpoint.dir={yard.folder}/{ranks}")
-        killed = yard.start(
-            *words_here, ranks=ranks, at={"rank": 0, "point": "due", "step": 4, "signal": "SIGKILL"}
-        )
-        killed.end_of(0)
-        assert killed.losses() == pytest.approx(straight, abs=2e-6)
-        rest = yard.run(*words_here, ranks=ranks)
-        assert rest.losses() == {step: killed.losses()[step] for step in (3, 4)}
+    words = (*words, "--parallel.shard=2", "--parallel.tensor=2")
+    killed = yard.start(*words, ranks=4, at={"rank": 0, "point": "due", "step": 4, "signal": "SIGKILL"})
+    killed.end_of(0)
+    assert killed.losses() == pytest.approx(straight, abs=2e-6)
+    assert yard.run(*words, ranks=4).losses() == {step: killed.losses()[step] for step in (3, 4)}
 
 
 ODD = ("--model.qk_norm=full", "--model.norm=post", "--model.mlp=gelu", "--data.document_mask=true")
@@ -81,12 +77,12 @@ def test_norms_of_whole_projections_and_document_masks_survive_tensor_ranks_and_
 
 
 @pytest.mark.parametrize(
-    "words",
-    [(), ("--parallel.shard=0",), ("--parallel.tensor=2",)],
-    ids=["replicas", "shards", "tensor ranks"],
+    "words", [(), ("--parallel.shard=0", "--parallel.tensor=2")], ids=["replicas", "in parts"]
 )
 def test_bfloat16_follows_float32_roughly(yard: Yard, alone: Training, words: tuple[str, ...]) -> None:
-    """Largest difference measured: 2.8e-3."""
-    losses = yard.run(*TWENTY, *words, "--parallel.compute_dtype=bfloat16", ranks=2).losses()
-    assert losses == pytest.approx(alone.losses, abs=0.02)
-    assert losses != alone.losses
+    """Largest difference measured over 20 steps: 2.8e-3."""
+    steps = (*TWENTY, "--train.steps=8", "--checkpoint.dir=")
+    ranks = 4 if words else 2
+    losses = yard.run(*steps, *words, "--parallel.compute_dtype=bfloat16", ranks=ranks).losses()
+    assert losses == pytest.approx({step: alone.losses[step] for step in losses}, abs=0.02)
+    assert all(losses[step] != alone.losses[step] for step in losses)

@@ -9,13 +9,12 @@ from .trainings import EXPERTS
 
 CASES = {
     "replicas": (2, ()),
-    "shards": (2, ("--parallel.shard=0",)),
+    "shards, moments in bfloat16": (2, ("--parallel.shard=0", "--optim.moment_dtype=bfloat16")),
     "tensor ranks": (2, ("--parallel.tensor=2",)),
     "experts over ranks": (2, ("--parallel.expert=2", *EXPERTS)),
     "experts over replicas of shards, by Muon": (
         4, ("--parallel.expert=2", "--parallel.shard=2", "--optim.name=muon", *EXPERTS),
     ),
-    "moments in bfloat16": (2, ("--optim.moment_dtype=bfloat16",)),
 }  # fmt: skip
 
 

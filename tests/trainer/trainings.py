@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,14 +39,16 @@ def trained(yard: Yard, *words: str, ranks: int = 1, inside: str | None = None) 
     return Training(gang.losses(), gang.readings("grad_norm"), whole_tensors(yard.checkpoints))
 
 
-def relayed(yard: Yard, stations: Sequence[tuple[int, Sequence[str]]], *words: str) -> dict[int, float]:
-    """Losses of two steps at each station, (ranks, words), where each goes on from what the one before saved."""
-    losses = {}
+def assert_relayed(
+    yard: Yard, alone: Training, stations: Sequence[tuple[int, Sequence[str]]], *words: str
+) -> None:
+    """Two steps at each station, (ranks, words), each going on from what the one before saved, are those of `alone`."""
     for number, (ranks, layout_words) in enumerate(stations, 1):
         gang = yard.run(*TWENTY, *words, *layout_words, f"--train.steps={2 * number}", ranks=ranks)
-        assert sorted(gang.losses()) == [2 * number - 1, 2 * number]
-        losses.update(gang.losses())
-    return losses
+        losses, norms = gang.losses(), gang.readings("grad_norm")
+        assert sorted(losses) == [2 * number - 1, 2 * number]
+        assert losses == pytest.approx({step: alone.losses[step] for step in losses}, abs=2e-6), layout_words
+        assert norms == pytest.approx({step: alone.norms[step] for step in norms}, rel=1e-6), layout_words
 
 
 def whole_tensors(folder: Path) -> dict[str, Tensor]:
