@@ -10,7 +10,7 @@ from rerail_api.contract import ExitCode
 from rerail_trainer.failures import BadConfig, TrainerExit
 
 from . import layout
-from .storage import Storage
+from .storage import Storage, is_url
 
 _SEEN_WITHIN_SECONDS = 15.0
 """A network file system may take some seconds to show a new name to other hosts."""
@@ -43,6 +43,12 @@ def probe(storage: Storage) -> None:
 
 def open_root(path: str) -> None:
     """Makes the folder itself where it is missing; BadConfig as `probe` raises it."""
+    if path.startswith("memory://"):
+        raise BadConfig(
+            f"checkpoint.dir={path}: what memory:// holds lives in one process, and a save has two"
+        )
+    if is_url(path):
+        return  # an object store has no folders that somebody makes first
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

@@ -122,7 +122,7 @@ class Saver:
     def observe(self, observer: Observer) -> None:
         """Lets `observer` see every point of every save."""
         self._observer = observer
-        self._writer.observer = lambda point, pid: observer(point, self._position.step, pid)
+        self._writer.observer = observer
 
     def begin(self, position: Position, state: TrainingState) -> None:
         """Copies the state and sets the writers to work. After `staged` the state may change."""

@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rerail_trainer.environment import JobIdentity
@@ -62,9 +63,9 @@ class Desk:
         except OSError:
             os._exit(0)  # the rank has gone
 
-    def reached(self, point: SavePoint) -> None:
-        """Tells of a point and waits until the rank says go."""
-        self.reply(point=point.value)
+    def reached(self, step: int, point: SavePoint) -> None:
+        """Tells of a point in the save of `step` and waits until the rank says go."""
+        self.reply(point=point.value, step=step)
         self._go.get()
 
     def memory(self, size: int) -> memoryview:
@@ -94,7 +95,7 @@ class Scribe:
         """Whatever goes wrong is a reply: this process goes on."""
         name = order["do"]
         tenure = _tenure(order["tenure"])
-        reached = self._desk.reached if order["observed"] else _unseen
+        reached = partial(self._desk.reached, order["step"]) if order["observed"] else _unseen
         try:
             storage = self._open(order["root"])
             if name == "write":

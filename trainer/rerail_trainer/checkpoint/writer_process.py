@@ -10,11 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .points import SavePoint
+from .points import Observer, SavePoint
 from .staging import anonymous_file
 from .writer import GO
 
@@ -35,8 +34,8 @@ class WriterProcess:
         self._former: list[subprocess.Popen[bytes]] = []
         self._line: socket.socket | None = None
         self._heard = b""
-        self.observer: Callable[[SavePoint, int], None] | None = None
-        """Told a point and the writer's process id; the writer waits meanwhile."""
+        self.observer: Observer | None = None
+        """Told a point, its step and the writer's process id; the writer waits meanwhile."""
         self.death = ""
         """Why there is no writer; empty while there is one."""
         self._unanswered: set[str] = set()
@@ -131,7 +130,7 @@ class WriterProcess:
     def _take(self, reply: dict[str, Any]) -> None:
         if "point" in reply:
             if self.observer is not None:
-                self.observer(SavePoint(reply["point"]), self.pid)
+                self.observer(SavePoint(reply["point"]), reply["step"], self.pid)
             self._say(GO)
         else:
             name = reply.get("done") or reply["failed"]
