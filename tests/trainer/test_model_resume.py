@@ -42,3 +42,13 @@ def test_recomputation_with_dropout_changes_no_loss(yard: Yard) -> None:
         for kind in ("none", "selective", "block")
     ]
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("kind", ["selective", "block"])
+def test_blocks_computed_again_exchange_and_gather_again_and_change_no_loss(yard: Yard, kind: str) -> None:
+    """With experts on two ranks, everything cut over shards besides: collectives run inside what is computed again."""
+    words = (*EXPERTS, "--train.steps=4", "--checkpoint.dir=", "--parallel.expert=2", "--parallel.shard=2")
+    plain = yard.run(*words, ranks=2)
+    again = yard.run(*words, f"--parallel.recompute={kind}", ranks=2)
+    assert again.losses() == plain.losses()
+    assert again.readings("grad_norm") == plain.readings("grad_norm")
