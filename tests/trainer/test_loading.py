@@ -38,7 +38,7 @@ def bytes_read(gang: Gang, port: int) -> int:
     return int(float(match.group(1)))
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_a_part_that_all_ranks_hold_is_read_once_per_node_and_a_part_of_one_rank_once_in_all(
     yard: Yard, made: tuple[str, Path], nodes: int
 ) -> None:

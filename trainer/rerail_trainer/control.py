@@ -74,7 +74,7 @@ class Control:
         claims = self.collect((begin, size))
         members = [other for other, claim in enumerate(claims) if claim == (begin, size)]
         if len(members) == 1 or members != list(range(begin, begin + size)):
-            return Control(0, 1)
+            return Control(0, 1, base=self.base + self.rank)
         if size == self.world_size:
             return self
         group = dist.new_group(members, backend="gloo", use_local_synchronization=True)
