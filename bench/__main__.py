@@ -1,4 +1,4 @@
-"""python -m bench [gang | decide | informer]; without a word: all that the README quotes."""
+"""python -m bench [gang | decide | informer | ettr]; without a word: all that the README quotes."""
 
 import argparse
 import sys
@@ -37,7 +37,20 @@ def informer(arguments: argparse.Namespace) -> None:
     tell(f"kept in {keep('informer', 'python -m bench informer', results)}")
 
 
-BENCHES = {"gang": gang, "decide": decide, "informer": informer}
+def ettr(arguments: argparse.Namespace) -> None:
+    """The ledger's ETTR at the rates of the fault model, beside the closed form."""
+    from .ettr import RATES, SETS, Case, measure
+
+    results = []
+    for times in SETS.values():
+        for nodes in arguments.nodes or (1875, 18750):
+            cases = [Case(nodes, rate, times, arguments.faults, arguments.seats) for rate in RATES]
+            results += [measure(case, tell) for case in cases]
+    command = f"python -m bench ettr --faults {arguments.faults} --seats {arguments.seats}"
+    tell(f"kept in {keep('ettr', command, results)}")
+
+
+BENCHES = {"gang": gang, "decide": decide, "informer": informer, "ettr": ettr}
 
 
 def main() -> int:
@@ -46,6 +59,8 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, action="append", help="size; may be given several times")
     parser.add_argument("--runs", type=int, default=3, help="runs of the gang bench (default 3)")
     parser.add_argument("--profile", type=Path, help="collapsed stacks of the operator, by py-spy")
+    parser.add_argument("--faults", type=int, default=1000, help="faults per life of ettr (default 1000)")
+    parser.add_argument("--seats", type=int, default=4, help="node ranks that ettr decides about (default 4)")
     arguments = parser.parse_args()
     chosen = [BENCHES[arguments.bench]] if arguments.bench else list(BENCHES.values())
     for bench in chosen:

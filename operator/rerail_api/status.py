@@ -255,8 +255,8 @@ class Forecast(ApiModel):
         description="The job's own rate; before it has one, 6.5, which weighs as one interruption.",
     )
     dead_seconds: Seconds = Field(
-        description="Mean seconds of an interruption without replay, over those in the list of incidents; "
-        "before the first, what rendezvous, load and compile of the start took."
+        description="Mean seconds of an interruption without replay and saves; "
+        "before the first is over, what rendezvous, load and compile of the start took."
     )
     stall_seconds: Seconds = Field(
         description="Seconds that training stood still per checkpoint, at least 0.05."
@@ -284,6 +284,9 @@ class Ledger(ApiModel):
     stage_since: Time | None = Field(default=None, description="Up to when the seconds above are booked.")
     highest_step: Count | None = Field(default=None, description="Highest step ever seen.")
     checkpoints: Count = Field(default=0, description="Commits of checkpoints that were seen.")
+    dead_seconds: Seconds = Field(
+        default=0.0, description="Seconds of all interruptions that are over, without replay and saves."
+    )
     ettr: float = Field(
         default=0.0,
         ge=0,

@@ -7,6 +7,7 @@ import pytest
 from rerail_api.status import CheckpointMark, Ledger, Stage
 from rerail_operator.core.ettr import Interruptions, best_interval, ettr
 from rerail_operator.core.forecast import forecast
+from rerail_operator.core.ledger import dead_seconds, newly_dead
 from rerail_operator.core.publish import write_due
 
 from . import ground
@@ -56,11 +57,27 @@ def test_time_without_nodes_is_no_exposure() -> None:
 # -- dead time and stall
 
 
-def test_dead_time_is_the_mean_of_what_is_over_without_replay_and_saves() -> None:
-    first = over(1, detection=1, decision=1, stop=3, replay=100, checkpointStall=5)
-    second = over(2, detection=11, load=14, suspended=1000)
-    open_ = an_incident(3, stage_seconds={Stage.PLACEMENT: 500.0})
-    assert forecast(a_ledger(productive=1), (first, second, open_), 4).dead_seconds == 15
+def test_dead_time_is_the_mean_over_all_that_is_over() -> None:
+    lived = a_ledger(productive=1).model_copy(update={"dead_seconds": 300.0})
+    assert forecast(lived, (over(20),), 4).dead_seconds == 15
+    assert forecast(lived, (over(20), an_incident(21)), 4).dead_seconds == 15
+
+
+def test_replay_saves_and_suspension_are_no_dead_time() -> None:
+    spent = over(1, detection=1, decision=1, stop=3, replay=100, checkpointStall=5, suspended=1000)
+    assert dead_seconds(spent) == 5
+
+
+def test_dead_time_is_booked_once_when_an_interruption_is_over_or_superseded() -> None:
+    open_ = an_incident(1, stage_seconds={Stage.LOAD: 7.0})
+    done = open_.model_copy(update={"resolved_time": after(9)})
+    second = an_incident(2, stage_seconds={Stage.DETECTION: 1.0})
+    assert newly_dead((), (open_,)) == 0
+    assert newly_dead((open_,), (open_,)) == 0
+    assert newly_dead((open_,), (done,)) == 7
+    assert newly_dead((done,), (done,)) == 0
+    assert newly_dead((open_,), (open_, second)) == 7
+    assert newly_dead((done,), (done, second)) == 0
 
 
 def test_before_the_first_interruption_dead_time_is_what_the_start_took_without_images_and_places() -> None:

@@ -20,7 +20,6 @@ LEAST_STALL_SECONDS = 0.05
 SHORTEST_INTERVAL_SECONDS = 10.0
 LONGEST_INTERVAL_SECONDS = 3600.0
 
-_NOT_DEAD = STAGES_OUTSIDE_ETTR | {Stage.REPLAY, Stage.CHECKPOINT_STALL}
 _FIRST_START = (Stage.RENDEZVOUS, Stage.LOAD, Stage.COMPILE)
 
 
@@ -52,10 +51,10 @@ def _rate(ledger: Ledger, interruptions: int, num_nodes: int) -> float:
 
 def _dead(ledger: Ledger, incidents: Sequence[Incident]) -> float:
     """Mean dead seconds of the interruptions that are over; before the first, what the start took."""
-    over = [incident.stage_seconds for incident in incidents if incident.resolved_time is not None]
+    over = incidents[-1].number - (incidents[-1].resolved_time is None) if incidents else 0
     if not over:
         return sum(ledger.lost_seconds.get(stage, 0.0) for stage in _FIRST_START)
-    return sum(s for spent in over for stage, s in spent.items() if stage not in _NOT_DEAD) / len(over)
+    return ledger.dead_seconds / over
 
 
 def _stall(ledger: Ledger) -> float:

@@ -15,6 +15,8 @@ from rerail_api.status import (
 from .gang import Seat
 from .world import Progress
 
+_NOT_DEAD = STAGES_OUTSIDE_ETTR | {Stage.REPLAY, Stage.CHECKPOINT_STALL}
+
 
 def advance(
     before: Ledger, created: datetime, now: datetime, next_stage: Stage, fault_at: datetime | None = None
@@ -67,6 +69,22 @@ def charge(incident: Incident, lost: Mapping[Stage, float]) -> Incident:
     for stage, seconds in lost.items():
         spent[stage] = spent.get(stage, 0.0) + seconds
     return incident.model_copy(update={"stage_seconds": spent})
+
+
+def newly_dead(written: tuple[Incident, ...], incidents: tuple[Incident, ...]) -> float:
+    """Dead seconds of the incident that was open as the status was written, once it is over or superseded."""
+    if not written or written[-1].resolved_time is not None:
+        return 0.0
+    for incident in incidents:
+        if incident.number == written[-1].number:
+            over = incident.resolved_time is not None or incident is not incidents[-1]
+            return dead_seconds(incident) if over else 0.0
+    return 0.0
+
+
+def dead_seconds(incident: Incident) -> float:
+    """What it took until steps were made again, while nodes were held."""
+    return sum(seconds for stage, seconds in incident.stage_seconds.items() if stage not in _NOT_DEAD)
 
 
 def priced(incidents: tuple[Incident, ...], accelerators: int) -> tuple[Incident, ...]:

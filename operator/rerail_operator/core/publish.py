@@ -17,7 +17,7 @@ from rerail_api.v1alpha1 import TrainingJob
 from .conditions import condition, stop_is_ordered, with_condition
 from .forecast import forecast
 from .gang import Seat
-from .ledger import advance, charge, lost_between, priced, running_stage
+from .ledger import advance, charge, lost_between, newly_dead, priced, running_stage
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
@@ -68,6 +68,8 @@ def _status(
     if "restarts" not in outcome.changes and has_moved(job.status, told.step if told is not None else None):
         base = base.model_copy(update={"restarts": base.restarts.model_copy(update={"since_progress": 0})})
     incidents = priced(incidents, accelerators_of(world, job)) if incidents else ()
+    dead = written.dead_seconds + newly_dead(job.status.incidents, incidents)
+    ledger = ledger.model_copy(update={"dead_seconds": dead})
     if base.start_time is not None or written.forecast is not None:
         view = forecast(ledger, incidents, job.spec.num_nodes)
         ledger = ledger.model_copy(update={"forecast": view})
