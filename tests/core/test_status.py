@@ -1,5 +1,6 @@
 """The status that people read: conditions, progress, incidents, ledger; and when it is worth a write."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -257,3 +258,23 @@ def test_a_superseded_incident_keeps_what_it_had_cost() -> None:
     assert isinstance(first, Incident)
     assert first.stage_seconds == {Stage.PLACEMENT: 4.0, Stage.START: 2.0}
     assert second.stage_seconds == {Stage.DETECTION: 1.0}
+
+
+def unheard() -> Scene:
+    """Ten seconds after the last word was booked another leader looks, and no agent has come yet."""
+    scene = replace(running().written(), agents={}).later(10)
+    return scene.see(leading_since=scene.now, memory={})
+
+
+def test_until_the_agents_are_heard_a_new_leader_books_nothing() -> None:
+    scene = unheard()
+    assert scene.written().job.status.ledger == scene.job.status.ledger
+
+
+def test_what_a_new_leader_hears_decides_what_the_time_before_was() -> None:
+    heard = running().agents
+    before = unheard().written().later(2)
+    ran = replace(before, agents=heard).written().job.status.ledger
+    failed = replace(before, agents=heard).exits(1, code=1, at=3).written().job.status.ledger
+    assert (ran.productive_seconds, ran.lost_seconds) == (12, {})
+    assert (failed.productive_seconds, failed.lost_seconds) == (3, {Stage.DETECTION: 9})

@@ -106,7 +106,7 @@ def _run(
     if _only_unheard(world, job, behind, now):
         message = f"{len(behind)} of {len(taken)} agents are on their way to a new leader; their ranks run on"
         stage = job.status.ledger.stage or Stage.PRODUCTIVE
-        return _running(tidy, stage, message, "a change of leaders stops no rank")
+        return replace(_running(tidy, stage, message, "a change of leaders stops no rank"), unheard=True)
     message = f"{len(taken) - len(behind)} of {len(taken)} nodes run their ranks"
     lost = [s.pod.name for s in behind if s.pod is not None and s.agent is not None and not s.agent.connected]
     if lost:

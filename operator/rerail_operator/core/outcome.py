@@ -33,5 +33,6 @@ class Outcome:
     requeue_after: timedelta | None = None
     placement: Placement | None = None
     fault_at: datetime | None = None  # when what was noticed now really happened
+    unheard: bool = False  # whether the ranks ran will be told later: until then no second is booked
     memory: Mapping[str, datetime] = field(default_factory=dict)
     because: str = ""

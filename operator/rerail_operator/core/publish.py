@@ -56,7 +56,9 @@ def _status(
         update={**progress_changes(job, told), **outcome.changes, "observed_generation": generation}
     )
     stage = _stage(outcome, base, told)
-    ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
+    ledger = written
+    if not outcome.unheard:
+        ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
     saved = written.checkpoints + _has_saved(job.status, base)
     ledger = ledger.model_copy(update={"highest_step": highest_step(written, told), "checkpoints": saved})
     incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
