@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,17 @@ class Gang:
 
         self.until(there)
         return found[0]
+
+    def metrics(self, port: int) -> str:
+        """What rank 0 serves at this port."""
+        end = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+                    return str(reply.read().decode())
+            except OSError:
+                assert time.monotonic() < end, self.output()
+                time.sleep(_POLL_SECONDS)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """What these ranks have told of one kind of event."""

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def made(
 def bytes_read(gang: Gang, port: int) -> int:
     """By all ranks together, as rank 0's metrics tell once training goes on."""
     gang.until(lambda: gang.losses())
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    text = gang.metrics(port)
     match = re.search(r"^rerail_trainer_checkpoint_read_bytes (\S+)$", text, re.MULTILINE)
     assert match, text
     return int(float(match.group(1)))

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -102,7 +101,7 @@ def test_a_writer_that_dies_between_saves_is_told_of_and_replaced(yard: Yard) ->
     gang.until_step(2)
     os.kill(gang.writer(1), signal.SIGKILL)
     gang.until_output("a writer is lost: rank 1: its writer ended with SIGKILL; training goes on, saved is 0")
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    text = gang.metrics(port)
     assert 'rerail_trainer_checkpoint_failures_total{reason="writer"} 1' in text
     gang.until(lambda: gang.events("commit"))
 
@@ -118,7 +117,7 @@ def test_a_full_disk_fails_the_save_under_way_and_the_next_one_that_finds_room_w
     ballast = fill_up(small_disk)
     gang.until_output("could not be saved: ")
     assert re.search(r"could not be saved: rank \d: No space left on device", gang.output())
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    text = gang.metrics(port)
     assert re.search(r'checkpoint_failures_total\{reason="full"\} [1-9]', text)
     failed = gang.events("save-failed")[-1]["step"]
     gang.until_step(max(gang.losses()) + 3)
@@ -153,7 +152,7 @@ def test_the_stall_of_every_save_is_told_and_is_less_than_the_save(yard: Yard) -
     for event in gang.events("commit"):
         assert 0 < event["stall_seconds"] < event["seconds"]
         assert event["bytes"] > 400_000
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    text = gang.metrics(port)
     for name in ("stall_seconds", "stall_seconds_total", "save_seconds", "bytes", "last_committed_step"):
         assert re.search(rf"^rerail_trainer_checkpoint_{name} [0-9.e+-]+$", text, re.MULTILINE), name
 
