@@ -31,11 +31,11 @@ class StopRequest:
         self._grace_seconds = grace_seconds
         self._training = False
         self._counts: Counter[int] = Counter()
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
 
     def listen(self) -> None:
         """Installs the handlers; main thread only."""
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(
