@@ -106,7 +106,8 @@ def _draw_glass(axes: Axes, account: Account) -> None:
             left += seconds
         count = incident.steps_lost
         steps = "" if count is None else f", {count} step{'' if count == 1 else 's'}"
-        cost = f", {incident.gpu_seconds_lost / 3600:,.1f} GPU-h" if incident.gpu_seconds_lost else ""
+        lost = incident.gpu_seconds_lost or 0.0
+        cost = f", {lost / 3600:,.1f} GPU-h" if lost > 3600 else f", {lost:.0f} GPU-s" if lost else ""
         axes.annotate(
             f" {left:.1f} s{steps}{cost}", (left, row), va="center", fontsize=7, color=INK, clip_on=False
         )

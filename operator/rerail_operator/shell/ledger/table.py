@@ -44,8 +44,7 @@ def where_it_went(ledger: Ledger) -> str:
     spent = [(name, seconds) for name, seconds in rows if seconds > 0]
     lines += [f"  {name:<16} {seconds:>8.1f} s {seconds / wall:>6.1%}" for name, seconds in spent]
     total = sum(seconds for _, seconds in rows)
-    expected = f", {ledger.forecast.ettr:.3f} predicted" if ledger.forecast else ""
-    lines.append(f"  {'sum':<16} {total:>8.1f} s, ETTR {ledger.ettr:.3f}{expected}")
+    lines.append(f"  {'sum':<16} {total:>8.1f} s, ETTR {ledger.ettr:.3f}")
     return "\n".join(lines)
 
 
@@ -58,9 +57,11 @@ def model(ledger: Ledger, num_nodes: int | None) -> str:
     each = f", one in {duration(86_400_000 / (rate * num_nodes))}" if num_nodes and rate else ""
     saved = ledger.checkpoints
     kept = f"; {saved} were committed, one per {duration(_stepped(ledger) / saved)}" if saved else ""
+    both = f"{view.ettr:.3f} predicted in the long run, {ledger.ettr:.3f} measured so far"
     return "\n".join(
         (
             "Model",
+            f"  ETTR             {both}",
             f"  interruptions    {rate:.2f} per 1,000 node-days{each}",
             f"  each             {view.dead_seconds:.1f} s dead, and the steps since the last checkpoint",
             f"  a checkpoint     {view.stall_seconds:.2f} s of standing still; "
