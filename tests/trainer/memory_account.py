@@ -9,17 +9,22 @@ from torch.utils._pytree import tree_leaves
 
 
 class MemoryAccount(TorchDispatchMode):
-    """While entered, looks at memory after every operator; it counts once, however many tensors share it."""
+    """While entered, sees the result of every operator; memory counts once, however many tensors share it.
 
-    def __init__(self) -> None:
+    resizes: asks all memory for its size after every operator, which is slow; FSDP shrinks what it gathered
+    to nothing and never frees it.
+    """
+
+    def __init__(self, resizes: bool = False) -> None:
         super().__init__()
-        self.peak = 0
+        self.peak = self._live = 0
+        self._resizes = resizes
         self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @property
     def live(self) -> int:
-        """Bytes now. Asked of the memory itself: FSDP shrinks what it gathered, and never frees it."""
-        return sum(storage.nbytes() for storage in self._storages)
+        """Bytes now."""
+        return sum(storage.nbytes() for storage in self._storages) if self._resizes else self._live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(kind.__name__ == "DTensor" for kind in types):
@@ -28,6 +33,15 @@ class MemoryAccount(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if type(leaf) in (torch.Tensor, torch.nn.Parameter) and not leaf.is_meta:
-                self._storages.add(leaf.untyped_storage())
+                self._note(leaf.untyped_storage())
         self.peak = max(self.peak, self.live)
         return out
+
+    def _note(self, storage: Any) -> None:
+        if storage not in self._storages:
+            self._storages.add(storage)
+            self._live += storage.nbytes()
+            weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, size: int) -> None:
+        self._live -= size

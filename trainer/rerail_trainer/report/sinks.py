@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from threading import Thread
 from typing import Any, Protocol
 
 from rerail_trainer.config import Config
@@ -11,6 +12,8 @@ from rerail_trainer.failures import BadConfig
 from .jsonl import JsonLines
 
 Values = Mapping[str, Any]
+
+_CLOSE_SECONDS = 10.0
 
 
 class Sink(Protocol):
@@ -43,8 +46,11 @@ class Careful:
             self._do(partial(self._sink.event, name, values))
 
     def close(self) -> None:
+        """Waits no longer than a few seconds: a service far away must not use up the time that a stop has."""
         if self._sink is not None:
-            self._do(self._sink.close)
+            closing = Thread(target=self._do, args=(self._sink.close,), daemon=True)
+            closing.start()
+            closing.join(_CLOSE_SECONDS)
 
     def _open(self, open_sink: Callable[[], Sink]) -> None:
         self._sink = open_sink()
