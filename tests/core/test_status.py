@@ -250,6 +250,11 @@ def test_what_was_decided_is_not_believed_where_the_written_is_ahead() -> None:
     assert overlaid(stored, decided) == stored
 
 
+def test_the_end_of_an_incident_is_told_with_what_it_cost() -> None:
+    (note,) = resumed(running(), step=41).plan().notes
+    assert note.message == "incident 1 (ProcessFault) over after 10.0 s from step 30, 10 steps made again"
+
+
 def test_a_superseded_incident_keeps_what_it_had_cost() -> None:
     old = an_incident(at=-5, class_=IncidentClass.NODE_LOSS, stage_seconds={Stage.PLACEMENT: 4.0})
     scene = released().incident(old).status(ledger=Ledger(stage=Stage.START, stage_since=NOON)).later(3)

@@ -145,6 +145,8 @@ def _closed(last: Incident, told: Progress | None, at: datetime) -> tuple[Incide
     done = last.model_copy(update={"resolved_time": at, "resumed_step": resumed, "steps_lost": lost})
     took = (at - last.start_time).total_seconds() if last.start_time is not None else 0.0
     from_where = f" from step {resumed}" if resumed is not None else ""
+    if lost:
+        from_where += f", {lost} step{'' if lost == 1 else 's'} made again"
     note = Note(
         Reason.RESOLVED, f"incident {last.number} ({last.class_.value}) over after {took:.1f} s{from_where}"
     )
