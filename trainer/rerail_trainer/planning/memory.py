@@ -151,7 +151,7 @@ def _largest_block(model: ModelConfig, mesh: Mesh) -> float:
 
 
 def _loss_bytes(model: ModelConfig, tokens: int, compute: int) -> float:
-    """Of the chunked loss: the head's float32 gradient and a chunk of logits; later that gradient cast down."""
+    """Of the chunked loss: the head's float32 gradient and a chunk of logits; later it, cast down."""
     table = model.vocab * model.dim
     rows = min(tokens, max(LOSS_ROWS, LOGITS_AT_ONCE // model.vocab // LOSS_ROWS * LOSS_ROWS))
     low = compute if compute < 4 else 0
