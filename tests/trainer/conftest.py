@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from .chats import tokenizer_in
 from .gang import Yard, Zygote
 
 HERE = Path(__file__).parent
@@ -44,3 +45,8 @@ def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> d
     """Losses of 8 steps on two ranks that nothing disturbed."""
     yard = Yard(zygote, tmp_path_factory.mktemp("uninterrupted"))
     return yard.run(ranks=2).losses()
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    return tokenizer_in(tmp_path)

@@ -1,101 +1,26 @@
-"""prepare: raw text becomes the same shards whoever works on it and however often it is killed."""
+"""prepare: raw text becomes the same shards whoever works on it."""
 
-import contextlib
-import fcntl
-import gzip
 import io
 import itertools
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerail_trainer.__main__ import main
 from rerail_trainer.config import DataConfig
 from rerail_trainer.data.bar import Bar
-from rerail_trainer.data.corpus import Corpus, encode, open_corpus, open_prepared
+from rerail_trainer.data.corpus import encode, open_corpus, open_prepared
 from rerail_trainer.data.inputs import Invalids, Reading, chunks_of, documents_of, find_inputs
 from rerail_trainer.data.tokenizer import END_OF_DOCUMENT, open_tokenizer
 
 from . import vocabularies
-from .gang import DEADLINE_SECONDS, PYTHONPATH, ROOT, Yard, clean_environment
-
-DOCUMENTS = [
-    f"Document {index}: {'the quick brown fox jumps over the lazy dog, again. ' * (index % 7)}end {index * index}\n"
-    for index in range(60)
-]
-
-
-def lines_file(folder: Path, documents: list[str] = DOCUMENTS, field: str = "text") -> Path:
-    path = folder / "documents.jsonl"
-    path.write_text("".join(json.dumps({"id": 1, field: text}) + "\n" for text in documents))
-    return path
-
-
-def prepare(*words: str | Path) -> int:
-    return main(["prepare", *map(str, words)])
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a prepared folder but the plan, which names the inputs' times."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".plan.json"}
-
-
-def all_tokens(corpus: Corpus) -> list[int]:
-    return np.concatenate(corpus.parts).tolist()
-
-
-def split(corpus: Corpus) -> list[str]:
-    text = bytes(token if token < 256 else 0 for token in all_tokens(corpus)).decode()
-    return text.split("\0")[:-1]
-
-
-# What goes in.
-
-
-def text_files(folder: Path) -> list[str]:
-    (folder / "texts" / "below").mkdir(parents=True)
-    for index, text in enumerate(DOCUMENTS):
-        (folder / "texts" / ("below" if index % 2 else ".") / f"{index:03}.txt").write_text(text)
-    return [
-        str(folder / "texts" / ("below" if index % 2 else "") / f"{index:03}.txt")
-        for index in range(len(DOCUMENTS))
-    ]
-
-
-def one_text_file(folder: Path) -> list[str]:
-    (folder / "all.txt").write_text("\n<|doc|>\n".join(text.strip("\n") for text in DOCUMENTS))
-    return [str(folder / "all.txt"), "--separator", "\\n<|doc|>\\n"]
-
-
-def parquet_file(folder: Path) -> list[str]:
-    table = pyarrow.table({"body": [*DOCUMENTS[:30], None, "", *DOCUMENTS[30:]]})
-    pyarrow.parquet.write_table(table, folder / "documents.parquet", row_group_size=7)
-    return [str(folder / "documents.parquet"), "--field", "body"]
-
-
-def packed_lines(folder: Path) -> list[str]:
-    with gzip.open(folder / "documents.jsonl.gz", "wt") as file:
-        file.write("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
-    return [str(folder / "documents.jsonl.gz")]
-
-
-FORMS = {
-    "JSON lines": lambda folder: [str(lines_file(folder))],
-    "compressed JSON lines": packed_lines,
-    "text files": text_files,
-    "one text file with separators": one_text_file,
-    "parquet": parquet_file,
-}
+from .gang import PYTHONPATH, ROOT, Yard, clean_environment
+from .texts import DOCUMENTS, FORMS, all_tokens, content, lines_file, prepare, split, text_files
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -213,227 +138,6 @@ def test_a_given_tokenizer_travels_with_the_corpus_and_a_wide_vocabulary_takes_w
         ids = all_tokens(corpus)
         places = borders(ids, tokenizer.end)
         assert [tokenizer.decode(ids[a + 1 : b]) for a, b in itertools.pairwise(places)] == DOCUMENTS
-
-
-# Killed, and gone on.
-
-
-def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    environment = {**clean_environment(), "PYTHONPATH": PYTHONPATH}
-    command = [sys.executable, "-m", "rerail_trainer", "prepare", *map(str, words)]
-    return subprocess.Popen(command, env=environment, cwd=cwd, stdout=subprocess.PIPE, text=True)
-
-
-def until(holds: Any, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < end
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-
-
-def children_of(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def much(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """Input for a second or so of work, and what an undisturbed run makes of it."""
-    folder = tmp_path_factory.mktemp("much")
-    lines_file(folder, DOCUMENTS * 30)
-    assert prepare(folder / "documents.jsonl", *MUCH, "--out", folder / "undisturbed", "--workers", "1") == 0
-    return folder, content(folder / "undisturbed")
-
-
-MUCH = ("--train-bpe", "300", "--held-out", "0.1", "--chunk-bytes", "6000", "--shard-tokens", "2000")
-
-
-def test_killed_while_encoding_it_goes_on_and_its_workers_end_with_it(
-    much: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
-    folder, undisturbed = much
-    words, out = (folder / "documents.jsonl", *MUCH, "--out", "out"), tmp_path / "out"
-    process = start(*words, "--workers", "2", cwd=tmp_path)
-    until(lambda: len(list(out.glob(".work/chunk-*.json"))) >= 3, process)
-    workers = [pid for pid in children_of(process.pid) if alive(pid)]
-    process.kill()
-    process.communicate()
-    assert len(workers) >= 2
-    end = time.monotonic() + DEADLINE_SECONDS
-    while any(alive(pid) for pid in workers):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    done = len(list(out.glob(".work/chunk-*.json")))
-    second = start(*words, "--workers", "1", cwd=tmp_path)
-    output, _ = second.communicate(timeout=DEADLINE_SECONDS)
-    assert second.returncode == 0
-    assert f"going on: {done} of " in output
-    assert content(out) == undisturbed
-
-
-def test_killed_while_joining_it_goes_on(much: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
-    folder, undisturbed = much
-    words, out = (folder / "documents.jsonl", *MUCH, "--out", "out", "--workers", "1"), tmp_path / "out"
-    process = start(*words, cwd=tmp_path)
-    until(lambda: len(list(out.glob("train-*.bin"))) >= 5, process)
-    process.kill()
-    process.communicate()
-    assert not (out / "corpus.json").exists()
-    before = {path.name: path.stat().st_ino for path in out.glob("train-*.bin")}
-    second = start(*words, cwd=tmp_path)
-    second.communicate(timeout=DEADLINE_SECONDS)
-    assert second.returncode == 0
-    assert content(out) == undisturbed
-    # Shards that were whole are still the same files.
-    assert {name: (out / name).stat().st_ino for name in before} == before
-
-
-def test_a_finished_corpus_is_left_alone_and_another_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, out = lines_file(tmp_path), tmp_path / "out"
-    prepare(path, "--out", out, "--workers", "1")
-    before = {file: file.stat().st_ino for file in out.iterdir()}
-    assert prepare(path, "--out", out, "--workers", "2") == 0
-    assert "is prepared already: nothing to do" in capsys.readouterr().out
-    assert prepare(path, "--out", out, "--held-out", "0.5") == 64
-    assert "holds another corpus: held_out differ; choose another --out" in capsys.readouterr().err
-    path.write_text(path.read_text() + '{"text": "more"}\n')
-    assert prepare(path, "--out", out) == 64
-    assert "inputs differ" in capsys.readouterr().err
-    assert {file: file.stat().st_ino for file in out.iterdir()} == before
-
-
-def test_two_at_a_time_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "out" / ".work").mkdir(parents=True)
-    with (tmp_path / "out" / ".work" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert prepare(lines_file(tmp_path), "--out", tmp_path / "out") == 64
-    assert "another `prepare` is at work" in capsys.readouterr().err
-
-
-# What is wrong with the input.
-
-GOOD = b'{"text": "good"}\n'
-INVALID = {
-    "a record that is no JSON": (b'{"text": "half\n', "line 3: no JSON", 0),
-    "a record without the field": (
-        b'{"body": "b", "id": 1}\n',
-        "line 3: has no 'text' (--field); it has body, id",
-        0,
-    ),
-    "a field that is no text": (b'{"text": 5}\n', "line 3: 'text' is no text but int", 0),
-    "a record that is no object": (b"[1]\n", "line 3: is no JSON object", 0),
-    "half a surrogate pair": (b'{"text": "a\\ud800b"}\n', "half a surrogate pair", 1),
-    "bytes that are no UTF-8": (b'{"text": "a\xffb"}\n', "line 3: byte 12 of the line is no UTF-8", 1),
-}
-
-
-@pytest.mark.parametrize("case", INVALID)
-def test_invalid_records_are_refused_with_their_line_or_left_out_and_counted(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad, message, mended = INVALID[case]
-    (tmp_path / "a.jsonl").write_bytes(GOOD * 2 + bad + GOOD)
-    words = (tmp_path / "a.jsonl", "--workers", "1", "--chunk-bytes", "20")
-    assert prepare(*words, "--out", tmp_path / "refused") == 64
-    complaint = capsys.readouterr().err
-    assert f"{tmp_path}/a.jsonl, " in complaint
-    assert message in complaint
-    assert complaint.count("\n") == 1
-    assert prepare(*words, "--out", tmp_path / "skipped", "--invalid", "skip") == 0
-    assert split(open_prepared(tmp_path / "skipped")) == ["good"] * 3
-    assert json.loads((tmp_path / "skipped" / "corpus.json").read_text())["skipped"] == 1
-    assert prepare(*words, "--out", tmp_path / "mended", "--invalid", "replace") == 0
-    assert split(open_prepared(tmp_path / "mended")) == ["good"] * 2 + ["a\ufffdb"] * mended + ["good"]
-
-
-def test_text_that_is_no_utf8_is_refused_with_its_place(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.txt").write_bytes(b"plain\n" * 10 + b"\xff\n" + b"plain\n" * 10)
-    words = (tmp_path / "a.txt", "--workers", "1", "--chunk-bytes", "20")
-    assert prepare(*words, "--out", tmp_path / "refused") == 64
-    assert f"{tmp_path}/a.txt: byte 60 is no UTF-8" in capsys.readouterr().err
-    assert prepare(*words, "--out", tmp_path / "mended", "--invalid", "replace") == 0
-    assert split(open_prepared(tmp_path / "mended")) == ["plain\n" * 10 + "\ufffd\n" + "plain\n" * 10]
-
-
-REFUSED = {
-    "nothing there": (["/no/such/*.txt", "--out", "out"], "/no/such/*.txt names no file to read"),
-    "no out": (["a.jsonl"], "prepare needs INPUT ... --out FOLDER"),
-    "no input": (["--out", "out"], "prepare needs INPUT ... --out FOLDER"),
-    "a share beyond 1": (["a.jsonl", "--out", "out", "--held-out", "1"], "must be at least 0 and below 1"),
-    "shards of nothing": (["a.jsonl", "--out", "out", "--shard-tokens", "0"], "--shard-tokens 0 must lie"),
-    "no workers": (["a.jsonl", "--out", "out", "--workers", "0"], "--workers 0 must be at least 1"),
-    "two tokenizers": (
-        ["a.jsonl", "--out", "out", "--tokenizer", "t", "--train-bpe", "999"],
-        "exclude each other",
-    ),
-    "a vocabulary below the bytes": (
-        ["a.jsonl", "--out", "out", "--train-bpe", "99"],
-        "must be at least 260",
-    ),
-    "a tokenizer that is not there": (
-        ["a.jsonl", "--out", "out", "--tokenizer", "t"],
-        "tokenizer t cannot be read",
-    ),
-    "a word it does not know": (["a.jsonl", "--cut", "5"], "--help tells more"),
-    "only empty documents": (["empty.jsonl", "--out", "out"], "there is no document in empty.jsonl"),
-    "parquet that is none": (["a.parquet", "--out", "out"], "a.parquet cannot be read as parquet"),
-    "a column that is not there": (
-        ["b.parquet", "--out", "out"],
-        "b.parquet has no column 'text' (--field); it has n",
-    ),
-    "a column of numbers": (
-        ["b.parquet", "--out", "out", "--field", "n"],
-        "row 1 of row group 0: 'n' is no text but int",
-    ),
-    "an archive that is none": (["a.jsonl.gz", "--out", "out"], "a.jsonl.gz cannot be read"),
-    "an out that is a file": (["a.jsonl", "--out", "empty.jsonl"], "empty.jsonl: File exists"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused_in_one_line(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a.jsonl").write_bytes(GOOD)
-    Path("empty.jsonl").write_bytes(b'{"text": ""}\n\n')
-    Path("a.parquet").write_bytes(b"no parquet")
-    Path("a.jsonl.gz").write_bytes(b"no archive")
-    pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2]}), "b.parquet")
-    words, message = REFUSED[case]
-    assert prepare(*words) == 64
-    captured = capsys.readouterr().err
-    assert message in captured
-    assert captured.count("\n") == 1
-
-
-def test_a_worker_tells_what_is_wrong_as_one_process_would(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD * 50 + b"{\n" + GOOD * 50)
-    assert (
-        prepare(tmp_path / "a.jsonl", "--out", tmp_path / "out", "--workers", "2", "--chunk-bytes", "99")
-        == 64
-    )
-    assert "a.jsonl, line 51: no JSON" in capsys.readouterr().err
-    # What was done is kept: the mended input is another corpus and says so.
-    assert list((tmp_path / "out" / ".work").glob("chunk-*.json"))
 
 
 # Read back, damaged and whole.

@@ -1,8 +1,7 @@
-"""Fine-tuning on conversations: only answers count, packing changes nothing, templates keep their promises."""
+"""Fine-tuning on conversations: only answers count, and packing changes nothing."""
 
 import json
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,6 @@ from hypothesis import strategies as st
 
 from rerail_trainer.__main__ import main
 from rerail_trainer.config import BatchConfig, Config, DataConfig, ModelConfig, TrainConfig
-from rerail_trainer.data import chat
-from rerail_trainer.data.answers import answers, encode_answers
-from rerail_trainer.data.chat import Message, Template, open_template
 from rerail_trainer.data.conversations import Conversations, open_conversations
 from rerail_trainer.data.packing import pack
 from rerail_trainer.data.source import open_source
@@ -27,145 +23,8 @@ from rerail_trainer.data.windows import IGNORED, Arrangement
 from rerail_trainer.failures import BadConfig
 from rerail_trainer.model import Transformer, fill
 
-from . import vocabularies
+from .chats import CHATML, TALK, template_in
 from .gang import Yard
-
-MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-WITH_BEGINNING = "{{ bos_token }}" + CHATML
-STRIPPING = CHATML.replace("message.content", "(message.content | trim)")
-FORGETFUL = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
-    "{% if message.role == 'assistant' and not loop.last %}{{ message.content.split('</think>')[-1] }}"
-    "{% else %}{{ message.content }}{% endif %}{{ '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Drops what was thought in earlier answers, as Qwen 3's does."""
-MARKED = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == 'assistant' %}"
-    "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
-    "{{ message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-TEMPLATES = {
-    "built in": chat.TEMPLATE,
-    "ChatML": CHATML,
-    "with a beginning-of-text token": WITH_BEGINNING,
-    "that strips messages": STRIPPING,
-    "with generation marks": MARKED,
-}
-TALK: list[Message] = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Where is the cat?"},
-    {"role": "assistant", "content": "On the mat, in größter Ruhe."},
-    {"role": "user", "content": "And the dog? "},
-    {"role": "assistant", "content": "Beside it.\nAsleep."},
-]
-
-
-@pytest.fixture
-def tokenizer_folder(tmp_path: Path) -> Path:
-    return vocabularies.byte_level(tmp_path / "tokenizer", MARKS).parent
-
-
-def template_in(folder: Path, text: str) -> Template:
-    vocabularies.with_config(
-        folder / "tokenizer.json", bos_token="<s>", eos_token="<|im_end|>", chat_template=text
-    )
-    return open_template(open_tokenizer(str(folder)))
-
-
-# Templates.
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_render_and_mark_answers_as_transformers_does(name: str, tokenizer_folder: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    template = template_in(tokenizer_folder, TEMPLATES[name])
-    theirs = PreTrainedTokenizerFast(
-        tokenizer_file=str(tokenizer_folder / "tokenizer.json"),
-        bos_token="<s>",
-        eos_token="<|endoftext|>" if name == "built in" else "<|im_end|>",
-    )
-    theirs.chat_template = TEMPLATES[name]
-    for upto in range(1, len(TALK) + 1):
-        for prompt in (False, True):
-            wanted = theirs.apply_chat_template(TALK[:upto], tokenize=False, add_generation_prompt=prompt)
-            assert template.render(TALK[:upto], prompt) == wanted
-    if name == "with generation marks":
-        marked = theirs.apply_chat_template(
-            TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ((text, spans),) = answers(template, TALK)
-        ids, counted = encode_answers(open_tokenizer(str(tokenizer_folder)), text, spans)
-        assert ids.tolist() == marked["input_ids"][: len(ids)]
-        assert counted.tolist() == [bool(flag) for flag in marked["assistant_masks"][: len(ids)]]
-        assert not any(marked["assistant_masks"][len(ids) :])
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_answers_are_what_the_assistant_says_up_to_its_end_mark(name: str, tokenizer_folder: Path) -> None:
-    template = template_in(tokenizer_folder, TEMPLATES[name])
-    ((text, spans),) = answers(template, TALK)
-    mark = "<|endoftext|>" if name == "built in" else "<|im_end|>"
-    assert [text[begin:end] for begin, end in spans] == [
-        f"On the mat, in größter Ruhe.{mark}",
-        f"Beside it.\nAsleep.{mark}",
-    ]
-    assert len(text) == spans[-1][1]
-    # A beginning-of-text token stands where the template writes it, and no second one before it.
-    ids = open_tokenizer(str(tokenizer_folder)).encode(text, special=True)
-    begin = open_tokenizer(str(tokenizer_folder)).encode("<s>", special=True)
-    assert ids.count(begin[0]) == (name == "with a beginning-of-text token")
-
-
-def test_a_template_that_forgets_gives_every_answer_a_text_of_its_own(tokenizer_folder: Path) -> None:
-    template = template_in(tokenizer_folder, FORGETFUL)
-    thought = [
-        {**message, "content": f"<think>hm</think>{message['content']}"}
-        if message["role"] == "assistant"
-        else message
-        for message in TALK
-    ]
-    texts = answers(template, thought)
-    assert [[text[begin:end] for begin, end in spans] for text, spans in texts] == [
-        ["<think>hm</think>On the mat, in größter Ruhe.<|im_end|>"],
-        ["<think>hm</think>Beside it.\nAsleep.<|im_end|>"],
-    ]
-    assert texts[1][0].count("<think>") == 1
-    # Without thoughts nothing is forgotten, and one text holds both answers.
-    assert len(answers(template, TALK)) == 1
-
-
-def test_the_built_in_template_needs_no_jinja2(
-    monkeypatch: pytest.MonkeyPatch, tokenizer_folder: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    template = open_template(open_tokenizer("bytes"))
-    assert template.render(TALK[:2], prompt=True) == (
-        "<|system|>\nBe brief.\n<|user|>\nWhere is the cat?\n<|assistant|>\n"
-    )
-    with pytest.raises(BadConfig, match=r"pip install 'rerail\[text\]'"):
-        template_in(tokenizer_folder, CHATML).render(TALK)
-
-
-def test_templates_that_cannot_serve_are_refused(tokenizer_folder: Path) -> None:
-    with pytest.raises(BadConfig, match="is no chat template"):
-        template_in(tokenizer_folder, "{% for %}").render(TALK)
-    with pytest.raises(BadConfig, match="cannot render a conversation: roles must alternate"):
-        template_in(tokenizer_folder, "{{ raise_exception('roles must alternate') }}").render(TALK)
-    with pytest.raises(BadConfig, match="does not write a conversation as the beginning of a longer one"):
-        answers(template_in(tokenizer_folder, "{{ messages | length }}{{ messages[-1].content }}"), TALK)
-
-
-def test_a_template_file_wins_over_the_configuration(tokenizer_folder: Path) -> None:
-    (tokenizer_folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
-    assert template_in(tokenizer_folder, CHATML).render(TALK) == "Be brief.!"
-
 
 # Packing.
 
