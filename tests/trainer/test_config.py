@@ -81,7 +81,7 @@ def test_an_environment_that_contradicts_itself_is_refused(
 
 def test_preset_then_file_then_flags(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
-    file.write_text('[optim]\nlr = 1\n[train]\nsteps = 50\n[parallel]\nshard = 2\n')
+    file.write_text("[optim]\nlr = 1\n[train]\nsteps = 50\n[parallel]\nshard = 2\n")
     line = read_command_line(["--train.steps=1_000", "--config", str(file), "--preset=tiny"])
     assert (line.config.optim.lr, line.config.train.steps, line.config.parallel.shard) == (1.0, 1000, 2)
     assert line.config.model == PRESETS["tiny"].model
