@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +75,7 @@ class Staging:
         self._map = mmap.mmap(self.descriptor, size)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.size = size
-        self._bytes.zero_()
+        np.frombuffer(self._map, dtype=np.uint8)[:] = 0
         if self._cuda:
             # Each thread has a current device of its own, at first number 0: which need not be this rank's.
             with torch.cuda.device(self._device):
@@ -85,9 +86,7 @@ class Staging:
     def fill(self, berths: Sequence[Berth]) -> None:
         """Starts copying every berth's source; `wait` says when the sources may change again."""
         self.reserve(room_for(berths))
-        for berth in berths:
-            if berth.early:
-                self._view(berth).copy_(berth.source, non_blocking=self._cuda)
+        self._copy([berth for berth in berths if berth.early])
         if not self._cuda:
             self._copy([berth for berth in berths if not berth.early])
             return
@@ -110,7 +109,13 @@ class Staging:
     @torch.no_grad()
     def _copy(self, berths: Sequence[Berth]) -> None:
         for berth in berths:
-            self._view(berth).copy_(berth.source, non_blocking=self._cuda)
+            if self._cuda or not berth.source.is_contiguous():
+                self._view(berth).copy_(berth.source, non_blocking=self._cuda)
+                continue
+            # Not torch's copy: one thread moves 10 GB/s, and those of OpenMP spin while they wait for each other
+            # where cores are short (380 MB on two busy cores: 0.2 to 0.4 s of CPU time instead of 0.04).
+            flat = self._bytes[berth.at : berth.at + berth.part.bytes].numpy()
+            flat[:] = berth.source.reshape(-1).view(torch.uint8).numpy()
 
     def _view(self, berth: Berth) -> Tensor:
         flat = self._bytes[berth.at : berth.at + berth.part.bytes]
