@@ -29,7 +29,7 @@ from .memory_account import MemoryAccount
 
 WORLD, MICRO_BATCH = int(os.environ.get("WORLD_SIZE", "8")), 4
 RANK = int(os.environ.get("RANK", "0"))
-DENSE = ModelConfig(layers=6, dim=128, heads=8, kv_heads=4, head_dim=16, ffn=384, vocab=1024, seq_len=128)
+DENSE = ModelConfig(layers=4, dim=128, heads=8, kv_heads=4, head_dim=16, ffn=384, vocab=1024, seq_len=128)
 MIXED = replace(DENSE, experts=8, experts_per_token=2, expert_ffn=128, shared_ffn=128)
 
 
