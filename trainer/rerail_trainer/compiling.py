@@ -24,6 +24,8 @@ _COMPILERS = {
     "cuda": ("CC", ("gcc", "clang", "cc"), "a C compiler (gcc)"),
 }
 
+_REASON_LENGTH = 400
+
 
 def compile_blocks(model: Transformer, device: torch.device, own_collectives: bool) -> None:
     """Lets every block, and the softmax of the loss, be compiled at its first pass.
@@ -56,7 +58,8 @@ def compiling() -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        # The first says which part failed, the second why.
+        reason = " ".join(lines[:2])[:_REASON_LENGTH]
         raise BadConfig(
             f"parallel.compile=true does not work here: {type(error).__name__}: {reason}; "
             "set parallel.compile=false (with experts, parallel.compute_dtype=bfloat16 may help as well)"
