@@ -112,8 +112,8 @@ class Staging:
             if self._cuda or not berth.source.is_contiguous():
                 self._view(berth).copy_(berth.source, non_blocking=self._cuda)
                 continue
-            # Not torch's copy: one thread moves 10 GB/s, and OpenMP's spin while they wait for each other where
-            # cores are short (380 MB on two busy cores: 0.2 to 0.4 s of CPU time instead of 0.04).
+            # Not torch's copy: one thread moves 10 GB/s, and those of OpenMP spin where cores are short
+            # (380 MB on two busy cores: 0.2 to 0.4 s of CPU time instead of 0.04).
             flat = self._bytes[berth.at : berth.at + berth.part.bytes].numpy()
             flat[:] = berth.source.reshape(-1).view(torch.uint8).numpy()
 
