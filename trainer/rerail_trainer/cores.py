@@ -19,13 +19,13 @@ def cores_per_rank(local_world_size: int, cgroup: Path = _CGROUP) -> int:
 def _limit(cgroup: Path) -> float:
     """Cores that the CPU limit grants, by cgroup v2 or v1; infinite without one."""
     try:
-        quota, _, period = (cgroup / "cpu.max").read_text(encoding="ascii").partition(" ")
+        quota, _, period = (cgroup / "cpu.max").read_text(encoding="utf-8").partition(" ")
         return math.inf if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        amount = int((cgroup / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        every = int((cgroup / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        amount = int((cgroup / "cpu" / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        every = int((cgroup / "cpu" / "cpu.cfs_period_us").read_text(encoding="utf-8"))
         return amount / every if amount > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):
         return math.inf
