@@ -34,8 +34,9 @@ class Superseded(TrainerExit):
 
 def tell(message: str, code: int) -> None:
     """One line on standard error, and the same in torchrun's error file where one is wanted."""
-    rank = os.environ.get(Env.RANK, "0")
-    sys.stderr.write(f"rerail_trainer: rank {rank}: {message} (exit {code})\n")
+    rank = os.environ.get(Env.RANK, "")
+    who = f"rank {rank}: " if rank else ""  # a command that a person has typed has no rank
+    sys.stderr.write(f"rerail_trainer: {who}{message} (exit {code})\n")
     path = os.environ.get(Env.ERROR_FILE, "")
     if path:
         extra = {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))}
