@@ -9,12 +9,21 @@ import torch
 from rerail_trainer.config import ModelConfig
 from rerail_trainer.data.tokenizer import ByteTokenizer, Tokenizer
 from rerail_trainer.evaluate.asked import Asked
+from rerail_trainer.evaluate.items import Item
 from rerail_trainer.model import Transformer, fill
 
 DENSE: dict[str, Any] = {
     "layers": 2, "dim": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 48, "seq_len": 32, "vocab": 257,
 }  # fmt: skip
 MIXED: dict[str, Any] = {**DENSE, "experts": 4, "experts_per_token": 2, "expert_ffn": 24, "dense_layers": 1}
+
+TEXTS = (
+    "To be or not to be, that is the question:",
+    "Whether 'tis nobler",
+    "in the mind to suffer: " * 5,
+    "é",
+)
+QUESTION = Item("Which one?", ("the first of them", "none", "all that there are"), 1)
 
 
 def a_model(seed: int = 1, sharpness: float = 3.0, **settings: Any) -> Transformer:

@@ -11,18 +11,9 @@ import pytest
 from rerail_trainer.__main__ import main
 from rerail_trainer.data.tokenizer import open_tokenizer
 from rerail_trainer.evaluate.documents import documents_of
-from rerail_trainer.evaluate.items import Item
 
 from .gang import PYTHONPATH, Yard, Zygote, clean_environment
 from .models import single_threaded
-
-TEXTS = (
-    "To be or not to be, that is the question:",
-    "Whether 'tis nobler",
-    "in the mind to suffer: " * 5,
-    "é",
-)
-QUESTION = Item("Which one?", ("the first of them", "none", "all that there are"), 1)
 
 
 @pytest.fixture(autouse=True)

@@ -21,15 +21,7 @@ from rerail_trainer.evaluate.items import Item, Shots, joined, prompt_of, read_i
 from rerail_trainer.evaluate.scoring import Passage, log_likelihoods, token_losses
 from rerail_trainer.failures import BadConfig
 
-from .models import a_model, asked_of, single_threaded
-
-TEXTS = (
-    "To be or not to be, that is the question:",
-    "Whether 'tis nobler",
-    "in the mind to suffer: " * 5,
-    "é",
-)
-QUESTION = Item("Which one?", ("the first of them", "none", "all that there are"), 1)
+from .models import QUESTION, TEXTS, a_model, asked_of, single_threaded
 
 
 @pytest.fixture(autouse=True)

@@ -13,15 +13,10 @@ from rerail_trainer.model import Transformer
 from rerail_trainer.parallel.cutting import cut_parameters, cuts_of, holders, mark_parts
 from rerail_trainer.parallel.expert import spread_experts
 from rerail_trainer.parallel.groups import Groups
-from rerail_trainer.parallel.mesh import Place, mesh_of
+from rerail_trainer.parallel.mesh import WHOLE_GRADIENT_BYTES, Place, mesh_of
 from rerail_trainer.parallel.replicate import ReplicatedGradients
 from rerail_trainer.parallel.shards import Holding, holding_of, local_gradient, local_shard, local_tensor
 from rerail_trainer.parallel.tensor import join_sequence
-
-WHOLE_GRADIENT_BYTES = 8 << 30
-"""FSDP sums up the gradients of a step's micro-batches whole, and sends them once, where they take no more
-than this on a rank (float32, before it cuts them). Above, every micro-batch's are cut at once.
-"""
 
 
 class Layout:

@@ -14,6 +14,11 @@ from rerail_trainer.failures import BadConfig
 
 Ranks = tuple[int, ...]
 
+WHOLE_GRADIENT_BYTES = 8 << 30
+"""FSDP sums up the gradients of a step's micro-batches whole, and sends them once, where they take no more
+than this on a rank (float32, before it cuts them). Above, every micro-batch's are cut at once.
+"""
+
 
 @dataclass(frozen=True)
 class Mesh:

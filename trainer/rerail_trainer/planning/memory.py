@@ -8,14 +8,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from rerail_trainer.config import Config, ModelConfig
-from rerail_trainer.parallel.mesh import Mesh
+from rerail_trainer.parallel.mesh import WHOLE_GRADIENT_BYTES, Mesh
 
 from .parts import parts_of, total_of
 
 Recompute = Literal["none", "selective", "block"]
 
-WHOLE_GRADIENT_BYTES = 8 << 30
-"""Up to so many bytes FSDP sums up the gradients of micro-batches whole; as in parallel.layouts."""
 LOGITS_AT_ONCE, LOSS_ROWS = 1 << 27, 256
 """How the loss cuts its chunks; as in model.loss."""
 EXPERT_SKEW = 1.25

@@ -82,7 +82,7 @@ def active_of(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig) -> int:
-    """6 x active parameters in matrix products + 12 x layers x heads x head_dim x seq_len.
+    """Training FLOP per token: 6 x active matmul parameters + 12 x layers x heads x head_dim x seq_len.
 
     The attention term is not halved for the causal mask; recomputation is never counted.
     """

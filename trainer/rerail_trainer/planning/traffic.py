@@ -6,10 +6,10 @@ A model to rank layouts by, not a forecast: the forecast of a plan goes by a mea
 from dataclasses import dataclass
 
 from rerail_trainer.config import Config, ModelConfig
-from rerail_trainer.parallel.mesh import Mesh
+from rerail_trainer.parallel.mesh import WHOLE_GRADIENT_BYTES, Mesh
 
 from .gpus import Gpu
-from .memory import WHOLE_GRADIENT_BYTES, Setup
+from .memory import Setup
 from .parts import flops_per_token, parts_of
 
 PRODUCT_EFFICIENCY = 0.65
