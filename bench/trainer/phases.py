@@ -8,13 +8,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from statistics import median
 from typing import Any
 
 import torch
 
 from bench.report import Json
 
+from .overhead import lasted
 from .training import Training
+
+_SETTLING = 4
+"""First steps that do not count: the loop tidies up once."""
 
 PARTS = ("data", "forward", "backward", "reduce", "clip", "optimizer", "zero", "loop")
 """data: waiting for the batch, and its way to the device; reduce: what is left of the exchange of gradients
@@ -23,16 +28,14 @@ after the backward pass; loop: all else, the host's own work.
 
 
 def profile(training: Training, steps: int) -> Json:
-    """Milliseconds per step of each part, medians' place taken by means over `steps` steps."""
+    """Milliseconds of each part, the median of `steps` steps."""
     watch = _Watch(training.run.meeting.device)
     with watch.attached(training):
-        training.more(2)
-        watch.seconds.clear()
-        began = watch.now()
-        training.more(steps)
-        whole = watch.now() - began
-    parts = {name: watch.seconds[name] / steps * 1e3 for name in PARTS if name != "loop"}
-    parts["loop"] = whole / steps * 1e3 - sum(parts.values())
+        ticks = training.more(steps + _SETTLING)
+    wholes = [step.wall for step in lasted(ticks)][_SETTLING - 1 :]
+    records = watch.steps[-steps:]
+    parts = {name: 1e3 * median(step[name] for step in records) for name in PARTS if name != "loop"}
+    parts["loop"] = max(1e3 * median(wholes) - sum(parts.values()), 0.0)
     return {name: round(parts[name], 3) for name in PARTS}
 
 
@@ -48,7 +51,22 @@ class _Watch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.steps: list[dict[str, float]] = []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of the parts of the step under way."""
+        return self.steps[-1]
+
+    def take(self, feed: Any) -> Callable[[int], Any]:
+        """A step begins by taking its data."""
+        taken = self.around("data", feed.take)
+
+        def begin(step: int) -> Any:
+            self.steps.append(defaultdict(float))
+            return taken(step)
+
+        return begin
 
     def now(self) -> float:
         if self._device.type == "cuda":
@@ -87,7 +105,7 @@ class _Watch:
         """Within, the parts of `training` are watched."""
         run: Any = training.run
         places = [
-            (run.feed, "take", self.around("data", run.feed.take)),
+            (run.feed, "take", self.take(run.feed)),
             (run.layout, "loss", self.around("forward", run.layout.loss)),
             (run.layout, "backward", self.around_backward(run.layout.backward)),
             (run.layout, "clip", self.around("clip", run.layout.clip)),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -28,21 +29,20 @@ FEW = ("--model.qk_norm=head", "--train.steps=2")
 
 @dataclass(frozen=True)
 class Start:
-    """What a process told from the start of Python on."""
+    """A process from the start of Python to its second step.
 
-    to_first_step: float
+    seconds: of CPU, its own and those of the compilers that it runs, one at a time: what a clock on the wall shows on
+    a machine that does nothing else.
+    """
+
+    seconds: float
     losses: dict[int, float]
 
 
 def started(folder: Path, cache: Path, number: int) -> Start:
     lines = folder / f"{number}.jsonl"
-    words = (
-        *SMALL,
-        *FEW,
-        "--parallel.compile=true",
-        f"--run.cache_dir={cache}",
-        f"--metrics.jsonl={lines}",
-    )
+    words = (*SMALL, *FEW, "--parallel.compile=true", f"--run.cache_dir={cache}", f"--metrics.jsonl={lines}")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", "rerail_trainer", *words],
         env={
@@ -55,9 +55,12 @@ def started(folder: Path, cache: Path, number: int) -> Start:
         stdout=subprocess.DEVNULL,
         timeout=500,
     )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = [json.loads(line) for line in lines.read_text().splitlines()]
-    seconds = next(line["seconds"] for line in told if line.get("phase") == "first_step")
-    return Start(seconds, {line["step"]: line["loss"] for line in told if "loss" in line})
+    return Start(
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        {line["step"]: line["loss"] for line in told if "loss" in line},
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Starts:
 def starts(tmp_path_factory: pytest.TempPathFactory) -> Starts:
     folder = tmp_path_factory.mktemp("compiled")
     cold, warm = (started(folder, folder / "cache", number) for number in range(2))
-    if warm.to_first_step > cold.to_first_step / 3:
+    if warm.seconds > cold.seconds / 3:
         # Once more: another tenant of the machine must not decide.
         warm = started(folder, folder / "cache", 2)
     return Starts(folder / "cache", cold, warm)
@@ -81,7 +84,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> Starts:
 
 @pytest.mark.timeout(900)
 def test_a_second_start_reaches_step_1_in_a_third_of_the_time(starts: Starts) -> None:
-    cold, warm = starts.cold.to_first_step, starts.warm.to_first_step
+    cold, warm = starts.cold.seconds, starts.warm.seconds
     assert warm <= cold / 3, f"cold {cold:.1f} s, warm {warm:.1f} s"
     assert len(list(starts.cache.iterdir())) == 1, "one folder for both starts"
 
