@@ -66,10 +66,13 @@ def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
     progress.write(ProgressPhase.INIT, total_steps=config.train.steps)
     watchdog = Watchdog(config.watchdog, report_of(config.checkpoint.dir, rank, job))
     watchdog.start()
-    keep_compiled(config, rank.local_world_size, os.environ)
-    from .startup import Circumstances, run
+    try:
+        keep_compiled(config, rank.local_world_size, os.environ)
+        from .startup import Circumstances, run
 
-    return run(config, Circumstances(rank, job, progress, stop, watchdog), observer)
+        return run(config, Circumstances(rank, job, progress, stop, watchdog), observer)
+    finally:
+        watchdog.close()
 
 
 def _with_environment(config: Config) -> Config:
