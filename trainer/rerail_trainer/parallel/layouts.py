@@ -187,7 +187,12 @@ def lay_out(config: Config, meeting: Meeting) -> Layout:
         from rerail_trainer.parallel.sharding import shard_model
 
         shard_model(model, place, groups, low, meeting.device.type)
-    model.to_empty(device=meeting.device)
+        model.to_empty(device=meeting.device)
+    else:
+        # As to_empty, whose empty_like imports sympy for tensors without memory: a part of every start.
+        model._apply(  # type: ignore[no-untyped-call]
+            lambda t: torch.empty(t.shape, dtype=t.dtype, device=meeting.device)
+        )
     if config.model.tie:
         model.head.weight = model.embedding.weight
     mark_parts(model, place, norm_whole)
