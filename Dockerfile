@@ -47,6 +47,12 @@ RUN if [ -z "$TORCH_INDEX" ]; then \
 # What prepare, plot and object storage need: a small layer of its own above torch.
 COPY requirements/extras.txt /opt/rerail/extras.txt
 RUN pip install --require-hashes --no-deps -r /opt/rerail/extras.txt
+# parallel.compile (on in the presets for GPUs) needs a C compiler and Python's headers, which python:*-slim has;
+# a base of Debian's own Python needs python3-dev besides. Empty: an image without.
+ARG COMPILER="gcc libc6-dev"
+RUN if [ -n "$COMPILER" ]; then \
+      apt-get update && apt-get install -y --no-install-recommends $COMPILER && rm -rf /var/lib/apt/lists/*; \
+    fi
 # PyTorch asks for a user name and a home of its own.
 RUN echo 'rerail:x:1000:1000:rerail:/home/rerail:/bin/sh' >> /etc/passwd \
  && echo 'rerail:x:1000:' >> /etc/group \

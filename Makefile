@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fix gen pin cluster cluster-down kind-up kind-down images bundle bench
+.PHONY: help demo test test-fast check fix gen pin cluster cluster-down kind-up kind-down images bundle bench bench-trainer
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ images: ## REGISTRY=... [TAG=...]: build and push both images, print the chart's
 
 bundle: ## one archive with images, chart and CRD for a site without internet
 	@$(PYTHON) scripts/bundle.py
+
+bench-trainer: ## the trainer's speed on whatever is here, where a step's time goes, and the loop against a plain one
+	@$(PYTHON) scripts/rings.py --setup-only
+	@$(VENV_PYTHON) -m bench.trainer
 
 bench: ## gang start and restart at 200 and 1,875 nodes against the floor (Go)
 	@$(PYTHON) scripts/rings.py --setup-only --without-torch

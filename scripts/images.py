@@ -3,7 +3,7 @@
     python3 scripts/images.py --registry registry.example.com/team > values-images.yaml
 
 Progress goes to standard error, the values, with digests, to standard output. Environment: REGISTRY, TAG, and
-the Dockerfile's build arguments BASE_IMAGE, TORCH_INDEX, PIP_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT;
+the Dockerfile's build arguments BASE_IMAGE, COMPILER, TORCH_INDEX, PIP_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT;
 PLATFORM, as in linux/amd64, where the cluster's processors are others than this machine's.
 """
 

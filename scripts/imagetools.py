@@ -14,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGETS = ("operator", "trainer")
 ASK = {"docker": ["version"], "podman": ["info"], "buildah": ["info"]}
 HELP = "install one of docker, podman or buildah (Debian, Ubuntu: sudo apt install buildah)"
-PASSED_ON = ("BASE_IMAGE", "TORCH_INDEX", "PIP_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_CERT")
+PASSED_ON = ("BASE_IMAGE", "COMPILER", "TORCH_INDEX", "PIP_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_CERT")
 """Build arguments of the Dockerfile that are taken from the environment where they are set there."""
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
