@@ -57,7 +57,9 @@ def train(words: list[str]) -> int:
 
 
 def finish() -> int:
-    """What becomes of the trained model; rank 0 alone."""
+    """What becomes of the trained model: by rank 0, as one process without the others."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
     commands = [
         ["eval", str(STEPS), "--held-out", str(CORPUS)],
         ["export", str(STEPS), "--out", str(MODEL)],
