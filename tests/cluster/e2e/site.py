@@ -72,7 +72,8 @@ class Site(Watching):
         for line in lines:
             with suppress(json.JSONDecodeError):
                 told = json.loads(line)
-                found.append((int(told["step"]), repr(told["loss"])))
+                if "event" not in told:  # starts, saves and ends stand between the steps
+                    found.append((int(told["step"]), repr(told["loss"])))
         return found
 
     def losses(self, name: str) -> dict[int, str]:
