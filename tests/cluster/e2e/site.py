@@ -97,9 +97,14 @@ class Site(Watching):
     # ---- processes --------------------------------------------------------------------------------------
 
     def ranks(self, pod: str) -> list[int]:
-        """The host's process numbers of a pod's ranks."""
+        """The host's process numbers of a pod's ranks, without the writers beside them."""
         found = self.nodes.pids("default", pod, "trainer", matching="rerail_trainer")
-        return [pid for pid in found if "agent.pyz" not in Path(f"/proc/{pid}/cmdline").read_text()]
+        told = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in found}
+        return [
+            pid
+            for pid, words in told.items()
+            if "agent.pyz" not in words and "rerail_trainer.checkpoint.writer" not in words
+        ]
 
     def agent(self, pod: str) -> int:
         """The host's process number of a pod's agent, PID 1 of its container."""

@@ -137,7 +137,9 @@ def test_a_node_that_dies_is_left_and_the_training_goes_on_elsewhere(
     try:
         seen = completed(site, "node", restarts=1, charged=0)
         (incident,) = seen["incidents"]
-        assert (incident["class"], incident["node"]) == ("NodeLoss", lost)
+        # Whichever is seen first: the agent's silence, or that the node renews its lease no more. Both are free.
+        assert incident["class"] in ("NodeLoss", "Network")
+        assert incident["node"] == lost
         (moved,) = [one for name, one in site.pods("node").items() if name != pod]
         assert moved["spec"]["nodeName"] != lost
         assert site.losses("node") == undisturbed
