@@ -25,6 +25,8 @@ from .gang import PYTHONPATH, SMALL, Yard, clean_environment
 COMPILED = Config(parallel=ParallelConfig(compile=True, device="cpu"))
 FEW = ("--model.qk_norm=head", "--train.steps=2")
 """Little to compute beside what is compiled."""
+TWO_KINDS = (*FEW, "--model.experts=4", "--model.dense_layers=1", "--model.shared_ffn=48")
+"""A dense block and one of experts: enough to compile that importing the compiler does not decide."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,13 @@ class Start:
 
 def started(folder: Path, cache: Path, number: int) -> Start:
     lines = folder / f"{number}.jsonl"
-    words = (*SMALL, *FEW, "--parallel.compile=true", f"--run.cache_dir={cache}", f"--metrics.jsonl={lines}")
+    words = (
+        *SMALL,
+        *TWO_KINDS,
+        "--parallel.compile=true",
+        f"--run.cache_dir={cache}",
+        f"--metrics.jsonl={lines}",
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", "rerail_trainer", *words],
@@ -92,8 +100,9 @@ def test_a_second_start_reaches_step_1_in_a_third_of_the_time(starts: Starts) ->
 @pytest.mark.timeout(900)
 def test_compiled_or_not_and_over_two_ranks_the_losses_are_the_same(yard: Yard, starts: Starts) -> None:
     """Neither FSDP's hooks nor the collectives of tensor ranks get in the compiler's way."""
-    eager = yard.run(*FEW, "--checkpoint.dir=").losses()
+    eager = yard.run(*TWO_KINDS, "--checkpoint.dir=").losses()
     assert starts.cold.losses == starts.warm.losses == pytest.approx(eager, abs=1e-5)
+    eager = yard.run(*FEW, "--checkpoint.dir=").losses()
     words = (*FEW, "--checkpoint.dir=", "--parallel.compile=true", f"--run.cache_dir={starts.cache}")
     for layout in ("--parallel.shard=2", "--parallel.tensor=2"):
         gang = yard.start(*words, layout, ranks=2)
