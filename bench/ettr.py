@@ -22,8 +22,8 @@ from statistics import mean
 from typing import Any
 
 from rerail_api.contract import AgentState
+from rerail_api.ettr import Interruptions, best_interval, ettr, mean_between
 from rerail_api.status import Phase, Stage
-from rerail_operator.core.ettr import Interruptions, best_interval, ettr, mean_between
 from rerail_operator.core.forecast import forecast
 from rerail_operator.core.plan import OrderJoin, OrderRun, Plan
 from rerail_operator.core.reasons import Reason

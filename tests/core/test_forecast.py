@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
+from rerail_api.ettr import Interruptions, best_interval, ettr
 from rerail_api.status import CheckpointMark, Ledger, Stage
-from rerail_operator.core.ettr import Interruptions, best_interval, ettr
 from rerail_operator.core.forecast import forecast
 from rerail_operator.core.ledger import dead_seconds, newly_dead
 from rerail_operator.core.publish import write_due

@@ -18,11 +18,10 @@ from rerail_trainer.failures import BadConfig
 from rerail_trainer.model import Transformer
 from rerail_trainer.parallel.mesh import Mesh, mesh_of
 from rerail_trainer.planning import memory, parts
-from rerail_trainer.planning.goodput import Failures, best_interval, ettr, interruptions
 from rerail_trainer.planning.gpus import GPUS, gpu_named, peak_flops_of
 from rerail_trainer.planning.memory import Setup, memory_of, state_bytes
 from rerail_trainer.planning.plan import Plan, Question, plan
-from rerail_trainer.planning.search import candidates, usable_bytes, with_setup
+from rerail_trainer.planning.search import candidates, usable_bytes
 from rerail_trainer.planning.traffic import Machine
 from rerail_trainer.presets import PRESETS, TARGETS
 
@@ -171,8 +170,9 @@ def test_every_layout_that_is_proposed_divides_and_fits(
         assert "no layout fits" in refusal.message
         assert all(one.memory.total > usable_bytes(where) for one in candidates(config, where))
         return
-    chosen = with_setup(config, made.chosen.setup)
-    mesh = mesh_of(chosen, gpus)
+    setup = made.chosen.setup
+    sizes = {axis: getattr(setup.mesh, axis) for axis in ("shard", "tensor", "expert")}
+    mesh = mesh_of(replace(config, parallel=replace(config.parallel, **sizes)), gpus)
     assert mesh == made.chosen.setup.mesh
     assert mesh.data_size * made.chosen.setup.micro_batch * made.chosen.setup.micro_batches == gpus * batches
     assert made.chosen.memory.total <= usable_bytes(where)
@@ -193,34 +193,6 @@ def test_a_preset_fits_the_machine_that_it_names_as_it_is_configured(name: str) 
     made = plan(PRESETS[name], Question(machine(target.gpus, target.gpu), keep_layout=True))
     assert made.chosen.memory.total <= made.usable
     assert 0.9 < made.saving.ettr < 1
-
-
-FACTS = {  # dead seconds, stall, nodes -> ETTR at r = 2.3, 3.8, 6.5, 10 interruptions per 1,000 node-days
-    "requeue of 15 minutes": (900, 20, 1875, (0.914, 0.876, 0.816, 0.748)),
-    "requeue of 15 minutes on ten times the nodes": (900, 20, 18_750, (0.552, 0.395, 0.219, 0.104)),
-    "asynchronous checkpoints": (900, 2, 1875, (0.943, 0.912, 0.860, 0.799)),
-    "gang in place": (165, 1, 1875, (0.982, 0.974, 0.961, 0.945)),
-    "process level and peer memory": (45, 0.1, 1875, (0.995, 0.992, 0.988, 0.984)),
-    "the same on ten times the nodes": (75, 0.1, 18_750, (0.954, 0.928, 0.885, 0.832)),
-}
-
-
-@pytest.mark.parametrize("case", FACTS)
-def test_the_ettr_model_gives_the_published_table(case: str) -> None:
-    dead, stall, nodes, expected = FACTS[case]
-    for rate, published in zip((2.3, 3.8, 6.5, 10), expected, strict=True):
-        failures = Failures(interruptions(nodes, 24_000 / rate), dead, stall, lag_seconds=0)
-        assert ettr(failures, best_interval(failures, at_least=10)) == pytest.approx(published, abs=6e-4)
-
-
-@given(st.floats(300, 1e7), st.floats(0, 100), st.floats(0, 900))
-def test_no_other_interval_is_better(between: float, stall: float, dead: float) -> None:
-    failures = Failures(between, dead, stall, lag_seconds=5)
-    best = best_interval(failures, at_least=1)
-    top = ettr(failures, best)
-    assert 0 <= top <= 1
-    for factor in (0.5, 0.9, 1.1, 2):
-        assert ettr(failures, max(best * factor, 1)) <= top * (1 + 1e-9)
 
 
 REFUSED = {

@@ -7,17 +7,20 @@ import pytest
 import torch
 
 from rerail_trainer.checkpoint.dtypes import KINDS
-from rerail_trainer.checkpoint.load import fill_shard, read_pieces
+from rerail_trainer.checkpoint.load import read_pieces
 from rerail_trainer.checkpoint.manifest import seal, unseal
+from rerail_trainer.checkpoint.reading import Ground, Wanted, fill
 from rerail_trainer.checkpoint.storage import PosixStorage
 from rerail_trainer.checkpoint.tensorfile import (
     Damaged,
     Part,
+    StoredPiece,
     Written,
     read_index,
     read_piece,
     write_tensor_file,
 )
+from rerail_trainer.control import Control
 from rerail_trainer.parallel.shards import Shard
 
 VALUES = {
@@ -103,14 +106,20 @@ def test_a_tensor_cut_one_way_is_read_back_cut_another_way(
     begin = 0
     for part in value.chunk(read_by):
         room = torch.full_like(part, -1.0)
-        fill_shard(storage, Shard(room, (10, 7), (begin, 0), sharded=True), stored)
+        assert problem_of_filling(storage, Shard(room, (10, 7), (begin, 0), sharded=True), stored) == ""
         assert torch.equal(room, part)
         begin += len(part)
+
+
+def problem_of_filling(storage: PosixStorage, shard: Shard, pieces: list[StoredPiece]) -> str:
+    ground = Ground(storage, "", Control(0, 1))
+    fill(ground, [Wanted(pieces[0].name, shard)], {pieces[0].name: pieces})
+    return ground.problem
 
 
 def test_a_missing_part_is_found(tmp_path: Path) -> None:
     storage = PosixStorage(str(tmp_path))
     part = Part("t", (4, 2), (0, 0), (2, 2), "F32")
     stored = read_pieces(storage, ".", (write(tmp_path, "x", [(part, torch.ones(2, 2))]),))["t"]
-    with pytest.raises(Damaged, match="not complete"):
-        fill_shard(storage, Shard(torch.zeros(4, 2), (4, 2), (0, 0), sharded=False), stored)
+    whole = Shard(torch.zeros(4, 2), (4, 2), (0, 0), sharded=False)
+    assert "not complete" in problem_of_filling(storage, whole, stored)

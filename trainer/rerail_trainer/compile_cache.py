@@ -3,7 +3,6 @@ compiler reads its folders then.
 """
 
 import hashlib
-import os
 import platform
 from collections.abc import MutableMapping
 from dataclasses import asdict
@@ -96,8 +95,3 @@ def _cpu_features() -> str:
         return platform.processor()
     # Newer Arm kernels say Features where x86 says flags.
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-
-
-def cache_folder(env: MutableMapping[str, str] = os.environ) -> str:
-    """Where the compiler keeps its results, for the line that says so; empty where it decides itself."""
-    return env.get("TORCHINDUCTOR_CACHE_DIR", "")

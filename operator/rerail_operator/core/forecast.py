@@ -5,9 +5,8 @@ No decision reads it.
 
 from collections.abc import Sequence
 
+from rerail_api.ettr import SECONDS_PER_DAY, Interruptions, best_interval, ettr
 from rerail_api.status import STAGES_OUTSIDE_ETTR, Forecast, Incident, Ledger, Stage
-
-from .ettr import SECONDS_PER_DAY, Interruptions, best_interval, ettr
 
 PRIOR_RATE = 6.5
 """Interruptions per 1,000 node-days before anything is known: Meta's RSC-1 (arXiv 2410.21680)."""

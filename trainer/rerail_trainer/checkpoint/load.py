@@ -12,7 +12,7 @@ from functools import partial
 from rerail_api.contract import ExitCode
 from rerail_trainer.control import Control
 from rerail_trainer.failures import TrainerExit
-from rerail_trainer.parallel.shards import Shard, local_shard
+from rerail_trainer.parallel.shards import local_shard
 
 from . import layout
 from .committed import list_steps, set_aside
@@ -168,18 +168,7 @@ def read_pieces(storage: Storage, folder: str, files: tuple[Written, ...]) -> di
     """All pieces of a step by tensor name, from the verified headers of its files. Raises Damaged."""
     ground = Ground(storage, folder, Control(0, 1))
     pieces = read_headers(ground, [written for written in files if written.covers == "header"])
-    _raise(ground)
-    return by_name(pieces)
-
-
-def fill_shard(storage: Storage, shard: Shard, pieces: list[StoredPiece]) -> None:
-    """Fills one local part from those pieces that overlap it. Raises Damaged."""
-    ground = Ground(storage, "", Control(0, 1))
-    fill(ground, [Wanted(pieces[0].name, shard)], {pieces[0].name: pieces})
-    _raise(ground)
-
-
-def _raise(ground: Ground) -> None:
     if ground.problem:
         path, _, why = ground.problem.partition(": ")
         raise Damaged(path, why)
+    return by_name(pieces)

@@ -3,18 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rerail_api.ettr import Interruptions, best_interval, ettr, mean_between
 from rerail_trainer.config import Config
 from rerail_trainer.failures import BadConfig
 
 from .forecast import Forecast, expected_mfu, forecast
-from .goodput import (
-    DEFAULT_DEAD_SECONDS,
-    DEFAULT_NODE_HOURS,
-    Failures,
-    best_interval,
-    ettr,
-    interruptions,
-)
 from .gpus import GIB
 from .memory import state_bytes
 from .parts import active_of, flops_per_token, parts_of, total_of
@@ -22,6 +15,11 @@ from .reasons import needs, remedies, why
 from .search import Candidate, best, candidates, configured, uneven, usable_bytes
 from .traffic import Machine
 
+DEFAULT_NODE_HOURS = 1000 * 24 / 6.5
+"""Mean time between interruptions of one node: 6.5 per 1,000 node-days, Meta's RSC-1 (arXiv 2410.21680)."""
+DEFAULT_DEAD_SECONDS = 90.0
+"""From a failure to the next step with a gang restarted in place and spares ready: detect, stop, replace,
+meet, load."""
 STAGING_BYTES_PER_SECOND = 25e9
 """From a GPU to pinned memory, over PCIe 5 with eight GPUs at once; the stall of an asynchronous save."""
 NODE_STORAGE_BYTES_PER_SECOND = 1e9
@@ -162,22 +160,21 @@ def _saving(config: Config, question: Question, expected: Forecast, chosen: Cand
     storage = question.storage_bytes_per_second or NODE_STORAGE_BYTES_PER_SECOND * machine.nodes
     own = chosen.memory.weights + chosen.memory.moments
     stall = own / STAGING_BYTES_PER_SECOND if question.stall_seconds is None else question.stall_seconds
-    failures = Failures(
-        interruptions(machine.nodes, question.node_hours or DEFAULT_NODE_HOURS),
-        DEFAULT_DEAD_SECONDS if question.dead_seconds is None else question.dead_seconds,
-        stall,
-        size / storage,
-    )
+    lag = size / storage
+    between = mean_between(machine.nodes, 1000 * 24 / (question.node_hours or DEFAULT_NODE_HOURS))
+    dead = DEFAULT_DEAD_SECONDS if question.dead_seconds is None else question.dead_seconds
+    # A checkpoint is as old as its writing takes when it can first be used: that is lost as well.
+    what = Interruptions(between, dead + lag, stall)
     # One save at a time, and none more often than once a step.
-    interval = best_interval(failures, max(failures.lag_seconds, expected.step_seconds))
+    interval = max(best_interval(what), lag, expected.step_seconds)
     steps = max(round(interval / expected.step_seconds), 1)
     return Saving(
         size,
-        failures.lag_seconds,
+        lag,
         stall,
         interval,
         steps,
-        failures.between_seconds / 3600,
-        failures.dead_seconds,
-        ettr(failures, interval),
+        between / 3600,
+        dead,
+        ettr(what, interval),
     )

@@ -61,19 +61,6 @@ def best(found: list[Candidate], usable: int) -> Candidate | None:
     return min(fitting, key=lambda one: (round(one.time.total, 4), one.memory.total), default=None)
 
 
-def with_setup(config: Config, setup: Setup) -> Config:
-    """`config` with the layout of `setup`."""
-    parallel = replace(
-        config.parallel,
-        shard=setup.mesh.shard,
-        tensor=setup.mesh.tensor,
-        expert=setup.mesh.expert,
-        recompute=setup.recompute,
-    )
-    batch = replace(config.batch, micro_batch=setup.micro_batch)
-    return replace(config, parallel=parallel, batch=batch)
-
-
 def uneven(config: Config, data_size: int) -> str:
     """What to say of a batch that so many ranks cannot share."""
     sequences, length = config.sequences_per_step, config.model.seq_len

@@ -3,6 +3,7 @@
 A renewal process: interruptions of the job are exponential and may hit a recovery, which then starts anew.
 Each costs a dead time and the steps since the last checkpoint. Young (1974) and Daly (2006) have the orders
 of the interval; the closed forms here are exact for this process. It knows nothing of jobs and clocks.
+It stands here because operator and trainer say it of one job, and must say the same.
 """
 
 import math

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerail_operator.core.ettr import (
+from rerail_api.ettr import (
     Interruptions,
     Isolation,
     best_ettr,
