@@ -152,6 +152,10 @@ class Gang:
             lambda: any(line.get("step", 0) >= step for line in self.progress() if line["phase"] == "train")
         )
 
+    def until_phase(self, phase: str) -> None:
+        """Returns once the last line of progress is of `phase`."""
+        self.until(lambda: [line["phase"] for line in self.progress()][-1:] == [phase])
+
     def until_output(self, text: str) -> None:
         self.until(lambda: text in self.output())
 

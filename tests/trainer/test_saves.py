@@ -66,7 +66,7 @@ def test_what_is_saved_is_the_state_of_its_step_though_training_has_gone_on(
 def test_a_stop_waits_for_the_save_under_way_and_then_saves_its_own_step(yard: Yard) -> None:
     gang = halted_writer(yard)
     gang.signal(signal.SIGTERM)
-    gang.until(lambda: gang.progress()[-1]["phase"] == "save")
+    gang.until_phase("save")
     os.kill(gang.writer(1), signal.SIGCONT)
     assert gang.wait() == [75, 75]
     assert yard.committed() == [2, max(gang.losses())]
@@ -178,7 +178,7 @@ def test_a_step_that_is_not_finite_ends_the_run_only_after_the_save_under_way(ya
     words = ("--optim.lr=1e30", "--optim.clip=0", "--checkpoint.every_steps=1", *LONG)
     at = {"rank": 1, "point": "folder-made", "save": 1, "signal": "SIGSTOP", "victim": "writer"}
     gang = yard.start(*words, ranks=2, at=at)
-    gang.until(lambda: gang.progress()[-1]["phase"] == "save")
+    gang.until_phase("save")
     assert yard.committed() == []
     os.kill(gang.writer(1), signal.SIGCONT)
     assert gang.wait() == [82, 82]
