@@ -27,6 +27,7 @@ gen: ## write the generated files: CRD, API reference
 	@$(VENV_PYTHON) -m rerail_api.crd --write
 	@$(VENV_PYTHON) -m rerail_api.reference --write
 	@$(VENV_PYTHON) -m rerail_operator.shell.reasons_page --write
+	@$(VENV_PYTHON) -m rerail_operator.shell.failures_page --write
 
 pin: ## pin all dependencies anew
 	@sh scripts/pin.sh

@@ -16,6 +16,7 @@ CHECKS = {
     "CRD is current": [sys.executable, "-m", "rerail_api.crd", "--check"],
     "API reference is current": [sys.executable, "-m", "rerail_api.reference", "--check"],
     "reasons page is current": [sys.executable, "-m", "rerail_operator.shell.reasons_page", "--check"],
+    "failures page is current": [sys.executable, "-m", "rerail_operator.shell.failures_page", "--check"],
 }
 
 

@@ -90,6 +90,6 @@ def test_no_process_ends_with_a_bare_number() -> None:
 
 @pytest.mark.parametrize("code", [code for code in ExitCode if code is not ExitCode.DONE])
 def test_the_operator_knows_what_each_code_means(code: ExitCode) -> None:
-    from rerail_operator.core.evidence import TABLE
+    from rerail_operator.core.taxonomy import BY_CODE
 
-    assert code in TABLE or code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_NOT_SAVED)
+    assert code in BY_CODE or code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_NOT_SAVED)

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import IntEnum
 
-from rerail_api.contract import AgentState, ExitCode
+from rerail_api.contract import AgentState
 from rerail_api.status import IncidentClass
 
 from .gang import Seat
 from .lastwords import last_words
+from .taxonomy import BY_CODE, BY_SIGN, Cause, Row, Sign
 from .world import Exit, Pod, PodPhase, Termination, World
 
 SUSPECT = timedelta(seconds=6)
@@ -18,28 +18,29 @@ SILENT_IS_LOST = timedelta(seconds=20)
 """Silence after which an agent on a node that claims to be Ready counts as lost."""
 
 
-class Cause(IntEnum):
-    """Kinds of cause, strongest first."""
-
-    ORDERED = 0
-    LOST = 1
-    SIGNAL = 2
-    CODE = 3
-    EXIT = 4
-
-
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Something that ended, or will end, a node rank's part in the round."""
 
-    cause: Cause
-    kind: IncidentClass
+    sign: Sign
     node_rank: int
     at: datetime
     message: str
     pod: Pod | None = None
     exit: Exit | None = None
-    exclude_node: bool = False
+
+    @property
+    def row(self) -> Row:
+        """What follows from it, but for what the user's rules say."""
+        return BY_SIGN[self.sign]
+
+    @property
+    def cause(self) -> Cause:
+        return self.row.cause
+
+    @property
+    def kind(self) -> IncidentClass:
+        return self.row.kind
 
     @property
     def node(self) -> str | None:
@@ -68,7 +69,7 @@ def find_faults(world: World, taken: Iterable[Seat], now: datetime) -> tuple[Fau
 def hold_if_ours(world: World, found: list[Fault], size: int, now: datetime) -> list[Fault]:
     """The faults without silences that do not count: a step that moves since then vetoes a silence, and more
     silent agents at once than max(3, 5 %) means our own network."""
-    silent = [f for f in found if f.kind is IncidentClass.NETWORK]
+    silent = [f for f in found if f.sign is Sign.AGENT_SILENT]
     if not silent:
         return found
     moved = _last_move(world)  # once, not per silent agent: thousands may fall silent together
@@ -84,8 +85,7 @@ def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datet
         if released != round_:
             return None
         return Fault(
-            Cause.ORDERED,
-            IncidentClass.PREEMPTION,
+            Sign.POD_DELETED,
             seat.node_rank,
             now,
             f"the pod of node rank {seat.node_rank} is gone: it was deleted by force",
@@ -143,26 +143,17 @@ def _disrupted(seat: Seat, pod: Pod, round_: int | None, now: datetime) -> Fault
         if told is None or not told.ordered:
             return None
         return Fault(
-            Cause.ORDERED,
-            IncidentClass.PREEMPTION,
+            Sign.POD_DELETED,
             seat.node_rank,
             told.at or now,
             f"pod {pod.name} was told to stop",
             pod,
             told,
         )
-    kind = IncidentClass.DRAIN if pod.disruption in DRAINS else IncidentClass.PREEMPTION
-    why = pod.disruption or "it was deleted"
-    return Fault(
-        Cause.ORDERED,
-        kind,
-        seat.node_rank,
-        now,
-        f"pod {pod.name} on {pod.node}: {why}",
-        pod,
-        told,
-        exclude_node=kind is IncidentClass.DRAIN,
-    )
+    sign, why = Sign.POD_DELETED, pod.disruption or "it was deleted"
+    if pod.disruption:
+        sign = Sign.POD_DRAINED if pod.disruption in DRAINS else Sign.POD_PREEMPTED
+    return Fault(sign, seat.node_rank, now, f"pod {pod.name} on {pod.node}: {why}", pod, told)
 
 
 def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | None:
@@ -181,13 +172,11 @@ def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | Non
         at = agent.last_seen
         beat = f", its agent was last heard of {(now - at).total_seconds():.0f} s ago"
     return Fault(
-        Cause.LOST,
-        IncidentClass.NODE_LOSS,
+        Sign.NODE_GONE,
         seat.node_rank,
         at,
         f"{what}{beat}; its log is gone with it",
         pod,
-        exclude_node=True,
     )
 
 
@@ -209,8 +198,7 @@ def _container_ended(seat: Seat, pod: Pod, round_: int, now: datetime) -> Fault 
         told = words.exit
     if ending is not None and ending.reason == OUT_OF_MEMORY:
         return Fault(
-            Cause.LOST,
-            IncidentClass.OUT_OF_MEMORY,
+            Sign.OUT_OF_MEMORY,
             seat.node_rank,
             now,
             f"the container of {pod.name} was killed: out of memory",
@@ -221,16 +209,14 @@ def _container_ended(seat: Seat, pod: Pod, round_: int, now: datetime) -> Fault 
         return _from_exit(seat.node_rank, pod, told, now)
     if ending is None:
         return Fault(
-            Cause.LOST,
-            IncidentClass.CONTAINER_LOSS,
+            Sign.CONTAINER_ENDED,
             seat.node_rank,
             now,
             f"pod {pod.name} failed without a container status",
             pod,
         )
     return Fault(
-        Cause.LOST,
-        IncidentClass.CONTAINER_LOSS,
+        Sign.CONTAINER_ENDED,
         seat.node_rank,
         now,
         f"the container of {pod.name} ended with code {ending.exit_code} ({ending.reason or 'no reason'})"
@@ -254,30 +240,11 @@ def _rank_failed(seat: Seat, pod: Pod, round_: int) -> Fault | None:
     return _from_exit(seat.node_rank, pod, told, seat.agent.last_seen)
 
 
-TABLE: dict[int, IncidentClass] = {
-    ExitCode.BAD_CONFIG: IncidentClass.USER_ERROR,
-    ExitCode.DATA_MISMATCH: IncidentClass.USER_ERROR,
-    ExitCode.NO_CHECKPOINT: IncidentClass.CHECKPOINT_FAULT,
-    67: IncidentClass.USER_ERROR,
-    68: IncidentClass.USER_ERROR,
-    69: IncidentClass.USER_ERROR,
-    ExitCode.RETRY_IN_PLACE: IncidentClass.PROCESS_FAULT,
-    ExitCode.LEAVE_NODE: IncidentClass.GPU_FAULT,
-    ExitCode.NON_FINITE: IncidentClass.NUMERIC,
-    ExitCode.BAD_DATA_SHARD: IncidentClass.BAD_DATA,
-    ExitCode.HANG: IncidentClass.HANG,
-    ExitCode.RENDEZVOUS_FAILED: IncidentClass.RENDEZVOUS_FAULT,
-    ExitCode.DO_NOT_REQUEUE: IncidentClass.USER_ERROR,
-}
-"""Our exit codes and what they mean; binding only for programs that declare the contract."""
-
-
 def _from_exit(node_rank: int, pod: Pod, told: Exit, now: datetime) -> Fault:
     at = told.at or now
     if told.ordered:
         return Fault(
-            Cause.ORDERED,
-            IncidentClass.PREEMPTION,
+            Sign.POD_DELETED,
             node_rank,
             at,
             f"pod {pod.name} was told to stop",
@@ -287,43 +254,29 @@ def _from_exit(node_rank: int, pod: Pod, told: Exit, now: datetime) -> Fault:
     who = f"rank {told.rank}" if told.rank is not None else f"a rank of node rank {node_rank}"
     if told.signal is not None:
         return Fault(
-            Cause.SIGNAL,
-            IncidentClass.PROCESS_FAULT,
+            Sign.SIGNALLED,
             node_rank,
             at,
             f"{who} was killed by signal {told.signal} on {pod.node}",
             pod,
             told,
         )
-    kind = TABLE.get(told.exit_code or 0) if told.contract else None
     what = f"{who} exited with code {told.exit_code} on {pod.node}"
     if told.exception:
         what += f" ({told.exception})"
-    if kind is not None:
-        return Fault(
-            Cause.CODE,
-            kind,
-            node_rank,
-            at,
-            what,
-            pod,
-            told,
-            exclude_node=told.exit_code == ExitCode.LEAVE_NODE,
-        )
-    return Fault(Cause.EXIT, IncidentClass.PROCESS_FAULT, node_rank, at, what, pod, told)
+    row = BY_CODE.get(told.exit_code or 0) if told.contract else None
+    return Fault(row.sign if row is not None else Sign.OTHER_EXIT, node_rank, at, what, pod, told)
 
 
 def _agent_stuck(seat: Seat, pod: Pod, now: datetime) -> Fault | None:
     if seat.agent is None or seat.agent.state is not AgentState.STUCK:
         return None
     return Fault(
-        Cause.LOST,
-        IncidentClass.CONTAINER_LOSS,
+        Sign.CANNOT_STOP,
         seat.node_rank,
         now,
         f"processes in {pod.name} cannot be stopped; the pod is replaced",
         pod,
-        exclude_node=True,
     )
 
 
@@ -341,13 +294,11 @@ def _agent_silent(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | 
     if now - since < SILENT_IS_LOST:
         return None
     return Fault(
-        Cause.LOST,
-        IncidentClass.NETWORK,
+        Sign.AGENT_SILENT,
         seat.node_rank,
         heard,
         f"the agent of {pod.name} on {pod.node} has been silent for {(now - heard).total_seconds():.0f} s",
         pod,
-        exclude_node=True,
     )
 
 

@@ -7,14 +7,13 @@ from rerail_api.status import (
     ConditionType,
     ExcludedNode,
     Incident,
-    IncidentClass,
     Phase,
     Stage,
 )
 from rerail_api.v1alpha1 import TrainingJob
 
 from .ending import failed, with_incident
-from .evidence import Cause, Fault
+from .evidence import Fault
 from .gang import Seat
 from .outcome import Outcome
 from .plan import Level, Note
@@ -22,13 +21,9 @@ from .progress import last_step
 from .reasons import Reason
 from .restarts import Verdict, judge, signal_name
 from .rootcause import root_cause, still_collecting
+from .taxonomy import Cause
 from .waiting import excluding
 from .world import World
-
-KEEP_AWAY_BAD = timedelta(minutes=30)
-"""For a node on which something does not work."""
-KEEP_AWAY_GONE = timedelta(minutes=2)
-"""For a node that was lost, silent or drained: none that is still gone is taken, this only damps flapping."""
 
 
 def answer(
@@ -37,8 +32,8 @@ def answer(
     """The gang's answer to its faults: wait for more evidence, restart, or end."""
     memory = {fault.key: fault.at for fault in faults}
     grace = timedelta(seconds=job.spec.checkpoint.grace_seconds)
-    left = still_collecting(taken, faults, grace, now)
-    if left is not None:
+    more = still_collecting(taken, faults, grace, now)
+    if more is not None:
         first = root_cause(faults)
         return Outcome(
             Phase.RESTARTING if job.status.start_time else Phase.STARTING,
@@ -46,7 +41,7 @@ def answer(
             first.message,
             Stage.DETECTION,
             fault_at=min(f.at for f in faults),
-            requeue_after=left,
+            requeue_after=more,
             memory=memory,
             conditions=((ConditionType.RUNNING, False, Reason.FAULT_SEEN, first.message),),
             because="others may still report: the root is named when they had their second",
@@ -57,17 +52,17 @@ def answer(
     incident = _incident(job, root, verdict, step, now)
     if verdict.end is not None:
         return failed(job, verdict.end, verdict.why, now, incident=incident)
-    return _restart(job, root, verdict, incident, excluding(job, _nodes_to_leave(faults, now), now))
+    left = _nodes_to_leave(faults, root, verdict.same_point.count, now)
+    return _restart(job, root, verdict, incident, excluding(job, left, now))
 
 
-def _nodes_to_leave(faults: tuple[Fault, ...], now: datetime) -> list[ExcludedNode]:
-    """The nodes that are to blame; one that went away is welcome again soon after it came back."""
+def _nodes_to_leave(faults: tuple[Fault, ...], root: Fault, count: int, now: datetime) -> list[ExcludedNode]:
+    """The nodes that are to blame, each for as long as the table says; `count`: of the root at this point."""
     left = []
     for fault in faults:
-        if fault.exclude_node and fault.node is not None:
-            gone = fault.kind in (IncidentClass.NODE_LOSS, IncidentClass.DRAIN, IncidentClass.NETWORK)
-            until = now + (KEEP_AWAY_GONE if gone else KEEP_AWAY_BAD)
-            left.append(ExcludedNode(name=fault.node, reason=fault.message, until=until))
+        away = fault.row.away_at(max(1, count) if fault.sign is root.sign else 1)
+        if away is not None and fault.node is not None:
+            left.append(ExcludedNode(name=fault.node, reason=fault.message, until=now + away))
     return left
 
 

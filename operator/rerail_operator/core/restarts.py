@@ -1,46 +1,26 @@
 """Whether a failure is answered by a restart or by the end: the user's rules, then the two budgets.
 
 Poison: the same fingerprint at the same progress point. Rate: charged restarts since the last progress.
-Preemption, drain and the loss of a node are charged to nobody and are no poison: they say nothing of the job.
+What is free and what is no poison, the table in `taxonomy` says.
 """
 
 import signal
 from dataclasses import dataclass
 from datetime import timedelta
 
-from rerail_api.contract import ExitCode
 from rerail_api.spec import ExitCodeOperator, FailurePolicy, FailureRule, RuleAction
 from rerail_api.status import IncidentClass, RestartCounts, SamePoint, TrainingJobStatus
 
-from .evidence import Cause, Fault
+from .evidence import Fault
 from .reasons import Reason
+from .taxonomy import Action, Cause
 
-POISON_LIMIT = 3
-"""The same failure at the same point ends the job at this count."""
 BEFORE_FIRST_STEP_LIMIT = 2
 """The limit when no step was ever made and every rank died with the same code and last line."""
 LONG_ROUND = timedelta(minutes=30)
 """A round of a program that reports no steps counts as progress when it ran for this long."""
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(seconds=300)
-
-FREE = frozenset(
-    {
-        IncidentClass.PREEMPTION,
-        IncidentClass.DRAIN,
-        IncidentClass.NODE_LOSS,
-        IncidentClass.GPU_FAULT,
-        IncidentClass.NETWORK,
-        IncidentClass.RENDEZVOUS_FAULT,
-        IncidentClass.CONTROL_PLANE,
-    }
-)
-"""Classes that the infrastructure answers for."""
-
-NO_POISON = frozenset({IncidentClass.PREEMPTION, IncidentClass.DRAIN, IncidentClass.NODE_LOSS})
-
-FATAL = frozenset(range(64, 70)) | {int(ExitCode.DO_NOT_REQUEUE)}
-"""Codes of our table after which a restart cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +32,7 @@ class Verdict:
     fingerprint: str
     same_point: SamePoint
     restarts: RestartCounts
+    action: Action
     rule: str | None = None
     end: Reason | None = None
     why: str = ""
@@ -65,7 +46,7 @@ def judge(
     `everywhere`: every rank of every node ended with the same code and last line.
     """
     rule = _matching_rule(policy, root)
-    charged = root.kind not in FREE if rule is None else rule.action is not RuleAction.IGNORE
+    charged = not root.row.free if rule is None else rule.action is not RuleAction.IGNORE
     mark = fingerprint(root)
     point = _same_point(status.same_point, mark, step, root)
     moved = has_moved(status, step) or (step is None and _ran_long(status, root))
@@ -78,18 +59,19 @@ def judge(
         since_progress=since,
     )
     end, why = _fatal(root, rule)
-    if end is None and root.kind not in NO_POISON:
-        end, why = _exhausted(root, point, BEFORE_FIRST_STEP_LIMIT if everywhere else POISON_LIMIT)
+    if end is None and root.row.poison is not None:
+        end, why = _exhausted(root, point, everywhere, root.row.poison)
     if end is None and since > policy.max_restarts:
         end, why = (
             Reason.RESTART_BUDGET_EXHAUSTED,
             f"{root.message}: charged failure {since} without progress, maxRestarts is {policy.max_restarts}",
         )
+    # A rule that lets a fatal code go on lets it go on where it is.
+    action = root.row.action_at(point.count) if root.row.action is not Action.FAIL else Action.IN_PLACE
     if end is not None:
-        restarts = status.restarts
-    return Verdict(
-        root.kind, charged, mark, point, restarts, rule.name if rule is not None else None, end, why
-    )
+        restarts, action = status.restarts, Action.FAIL
+    name = rule.name if rule is not None else None
+    return Verdict(root.kind, charged, mark, point, restarts, action, name, end, why)
 
 
 def fingerprint(root: Fault) -> str:
@@ -137,7 +119,7 @@ def _matching_rule(policy: FailurePolicy, root: Fault) -> FailureRule | None:
 
 
 def _same_point(before: SamePoint | None, mark: str, step: int | None, root: Fault) -> SamePoint:
-    if root.kind in NO_POISON:
+    if root.row.poison is None:
         # A preemption in between neither adds to the count of a repeating failure nor wipes it out.
         return before if before is not None else SamePoint(fingerprint=mark, step=step, count=0)
     if before is not None and before.fingerprint == mark and before.step == step:
@@ -168,15 +150,14 @@ def _ran_long(status: TrainingJobStatus, root: Fault) -> bool:
 def _fatal(root: Fault, rule: FailureRule | None) -> tuple[Reason | None, str]:
     if rule is not None and rule.action is RuleAction.FAIL_JOB:
         return Reason.USER_RULE, f"rule {rule.name!r} ends the job: {root.message}"
-    code = root.exit.exit_code if root.exit is not None else None
-    if rule is None and root.cause is Cause.CODE and code in FATAL:
+    if rule is None and root.row.action is Action.FAIL:
         return Reason.USER_ERROR, f"a restart cannot help: {root.message}"
     return None, ""
 
 
-def _exhausted(root: Fault, point: SamePoint, limit: int) -> tuple[Reason | None, str]:
-    if point.step is not None:
-        limit = POISON_LIMIT
+def _exhausted(root: Fault, point: SamePoint, everywhere: bool, limit: int) -> tuple[Reason | None, str]:
+    if point.step is None and everywhere:
+        limit = min(limit, BEFORE_FIRST_STEP_LIMIT)
     if point.count < limit:
         return None, ""
     where = f"at step {point.step}" if point.step is not None else "before the first step"

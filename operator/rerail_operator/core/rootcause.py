@@ -8,8 +8,9 @@ clocks of two machines.
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from .evidence import Cause, Fault
+from .evidence import Fault
 from .gang import Seat
+from .taxonomy import Cause
 
 COLLECT = timedelta(seconds=1)
 """After the first report of a round: how long others may still report before the root is named."""
