@@ -55,8 +55,8 @@ RINGS = {
         needs_nothing,
     ),
     "fast": (
-        "core, contract on the in-memory cluster, repository",
-        [pytest("-m", ELSEWHERE, "tests/core", "tests/contract", "tests/repo", "tests/api")],
+        "core, contract on the in-memory cluster, chaos in memory, repository",
+        [pytest("-m", ELSEWHERE, "tests/core", "tests/contract", "tests/chaos", "tests/repo", "tests/api")],
         needs_nothing,
     ),
     "shell": (
