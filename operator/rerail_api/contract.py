@@ -204,6 +204,7 @@ PROGRESS_FIELDS: dict[str, tuple[type, ...]] = {
     "tokens_per_second": (int, float),
     "checkpoint_step": (int,),
     "resumed_from": (int,),
+    "stall_seconds": (int, float),  # in which this process stood still for saves, since it began
     "phase": (str,),
     "contract": (int,),
 }

@@ -284,6 +284,9 @@ class Ledger(ApiModel):
     stage_since: Time | None = Field(default=None, description="Up to when the seconds above are booked.")
     highest_step: Count | None = Field(default=None, description="Highest step ever seen.")
     checkpoints: Count = Field(default=0, description="Commits of checkpoints that were seen.")
+    stall_before_round: Seconds = Field(
+        default=0.0, description="Of checkpointStall, what was booked before the current round."
+    )
     dead_seconds: Seconds = Field(
         default=0.0, description="Seconds of all interruptions that are over, without replay and saves."
     )

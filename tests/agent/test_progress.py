@@ -25,11 +25,11 @@ def test_the_newest_value_of_every_field_is_kept(tmp_path: Path) -> None:
     append(
         path,
         '{"step": 1, "loss": 3.5, "checkpoint_step": 0}',
-        '{"step": 2, "loss": 3.0}',
+        '{"step": 2, "loss": 3.0, "stall_seconds": 0.25}',
         '{"step": 3, "loss": NaN, "contract": 0, "phase": "train"}',
     )
     assert progress.poll(2.0) is True and progress.poll(3.0) is False
-    losses = {"first_loss": 3.5, "loss": 3.0}
+    losses = {"first_loss": 3.5, "loss": 3.0, "stall_seconds": 0.25}
     assert progress.newest == {"phase": "train", "contract": 1, "step": 3, "checkpoint_step": 0, **losses}
     assert progress.contract is True and progress.read_at == 2.0
 

@@ -64,6 +64,9 @@ class Booked(Life):
     def statuses(self) -> list[TrainingJobStatus]:
         return [job.status for job in self.cluster.jobs.values()]
 
+    def stalled(self, uid: str) -> float:
+        return self.cluster.programs[uid].stalled_ever
+
     def suspend(self, value: bool) -> None:
         for uid in self.cluster.jobs:
             self.cluster.change_spec(uid, suspend=value)
@@ -77,6 +80,12 @@ class Booked(Life):
             assert abs(parts - ledger.wall_seconds) < TOLERANCE
             lived = (self.cluster.now - created).total_seconds()
             assert lived - slack - TOLERANCE <= parts <= lived + TOLERANCE
+            # What the program says of its saves is booked, once: less what died with a round untold.
+            stalled, told = (
+                ledger.lost_seconds.get(Stage.CHECKPOINT_STALL, 0.0),
+                self.stalled(job.metadata.uid),
+            )
+            assert told * 0.5 <= stalled <= told + TOLERANCE
             for incident in job.status.incidents:
                 if incident.resolved_time is not None and incident.start_time is not None:
                     took = (incident.resolved_time - incident.start_time).total_seconds()

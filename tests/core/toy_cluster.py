@@ -17,6 +17,8 @@ from rerail_operator.core.world import Agent, Exit, Pod, PodPhase, Progress, Rel
 NOT_READY_AFTER = timedelta(seconds=40)
 VICTIM_AFTER = timedelta(seconds=1)
 SAVE_EVERY = 10
+STALL = 0.3
+"""Seconds for which each save holds the steps up; told in every progress line."""
 
 LIVE = (PodPhase.PENDING, PodPhase.RUNNING)
 Order = tuple[str, int, Release | None]  # what, round (or exit code), release
@@ -86,6 +88,8 @@ class Program:
     step: float = 0.0
     began: int = 0  # the step that the running round continued from
     round: int = 0
+    stalled: float = 0.0  # in the running round
+    stalled_ever: float = 0.0
 
 
 @dataclass
@@ -286,17 +290,22 @@ class ToyCluster:
         round_ = active[0].round
         if program.round != round_:
             program.round, program.step, program.began = round_, float(program.committed), program.committed
+            program.stalled = 0.0
         program.step += seconds * 2
         if program.fails_at is not None and program.step >= program.fails_at:
             self._fail(program, active)
             return
         step = min(int(program.step), program.total_steps)
+        saves = max(0, step // SAVE_EVERY - program.committed // SAVE_EVERY)
+        program.stalled += saves * STALL
+        program.stalled_ever += saves * STALL
         program.committed = max(program.committed, step - step % SAVE_EVERY)
         first = next(a for a in active if a.release and a.release.node_rank == 0)
         if program.reports and step > program.began:
             first.progress = Progress(
                 step=step, total_steps=program.total_steps, loss=100.0 / (1 + step), at=self.now,
                 checkpoint_step=program.committed or None, resumed_from=program.began,
+                stall_seconds=program.stalled,
             )  # fmt: skip
         if step >= program.total_steps:
             for agent in active:

@@ -183,3 +183,20 @@ def test_a_step_that_is_not_finite_ends_the_run_only_after_the_save_under_way(ya
     os.kill(gang.writer(1), signal.SIGCONT)
     assert gang.wait() == [82, 82]
     assert yard.committed() == [1]
+
+
+@pytest.mark.parametrize("mode", ["process", "sync"])
+def test_progress_tells_for_how_long_training_stood_still_for_saves_so_far(yard: Yard, mode: str) -> None:
+    gang = yard.run(f"--checkpoint.mode={mode}", "--train.steps=12", ranks=2)
+    told = [line["stall_seconds"] for line in gang.progress() if "stall_seconds" in line]
+    commits = gang.events("commit")
+    assert told == sorted(told) and told[0] < told[-1]
+    assert sum(event["stall_seconds"] for event in commits) <= told[-1] + 0.001
+    assert told[-1] < sum(event["seconds"] for event in commits) + 0.1
+
+
+def test_what_a_save_cost_that_failed_is_told_as_well(yard: Yard) -> None:
+    at = {"rank": 1, "point": "folder-made", "save": 1, "signal": "SIGKILL", "victim": "writer"}
+    gang = yard.start(*LONG, "--checkpoint.every_steps=100000", "--checkpoint.every_seconds=1", ranks=2, at=at)
+    gang.until(lambda: gang.events("save-failed"))
+    gang.until(lambda: gang.progress()[-1].get("stall_seconds", 0) > 0)

@@ -37,7 +37,7 @@ class Saves:
     def advance(self, agreed: Wishes) -> None:
         """Takes the save under way as far as all ranks are."""
         if self._series is not None:
-            self._tell(self._series.advance(agreed.saving, agreed.save_failed))
+            self._tell(self._series, self._series.advance(agreed.saving, agreed.save_failed))
 
     def due(self, step: int, agreed: Wishes) -> bool:
         """Whether to begin a save of `step`; one that comes while another is under way is left out."""
@@ -79,9 +79,10 @@ class Saves:
     def _wait(self, series: Series) -> None:
         self._reports.phase(ProgressPhase.SAVE)
         with self._run.watchdog.during(ProgressPhase.SAVE):
-            self._tell(series.wait())
+            self._tell(series, series.wait())
 
-    def _tell(self, outcome: Outcome | None) -> None:
+    def _tell(self, series: Series, outcome: Outcome | None) -> None:
+        self._reports.stood_still(series.stall_seconds)
         if outcome is None:
             return
         if outcome.committed:

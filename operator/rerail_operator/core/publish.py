@@ -17,7 +17,7 @@ from rerail_api.v1alpha1 import TrainingJob
 from .conditions import condition, stop_is_ordered, with_condition
 from .forecast import forecast
 from .gang import Seat
-from .ledger import advance, charge, lost_between, newly_dead, priced, running_stage
+from .ledger import advance, charge, lost_between, newly_dead, priced, running_stage, with_told_stall
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
@@ -59,8 +59,12 @@ def _status(
     ledger = written
     if not outcome.unheard:
         ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
+        ledger = with_told_stall(written, ledger, told.stall_seconds if told is not None else None)
     saved = written.checkpoints + _has_saved(job.status, base)
     ledger = ledger.model_copy(update={"highest_step": highest_step(written, told), "checkpoints": saved})
+    if base.round != job.status.round:  # other processes, which count from zero
+        stalled = ledger.lost_seconds.get(Stage.CHECKPOINT_STALL, 0.0)
+        ledger = ledger.model_copy(update={"stall_before_round": stalled})
     incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
     if _is_over(incidents, base, stage):
         # What ran unnoticed since the last write was productive already.

@@ -88,6 +88,7 @@ class Progress:
     tokens_per_second: float | None = None
     checkpoint_step: int | None = None
     resumed_from: int | None = None
+    stall_seconds: float | None = None  # since the process began
     phase: str | None = None
     contract: bool = False
     at: datetime | None = None  # leader's clock

@@ -98,6 +98,7 @@ class Saver:
         self._phase, self._stale = _Phase.IDLE, False
         self._count, self._began = 0, 0.0
         self._stalled, self._stall_began = 0.0, 0.0
+        self._stalled_before = 0.0
         self._room: threading.Thread | None = None
         self._pruning = False
         self._position = Position(0, 0, 0)
@@ -111,6 +112,12 @@ class Saver:
     @property
     def under_way(self) -> bool:
         return self._phase is not _Phase.IDLE
+
+    @property
+    def stall_seconds(self) -> float:
+        """How long training has waited here for saves since the process began, failed ones included."""
+        now = time.monotonic() - self._stall_began if self._stall_began else 0.0
+        return self._stalled + now
 
     def get_ready(self, state: TrainingState) -> None:
         """Starts the writer and takes the memory, so that the first save costs no more than the others."""
@@ -128,7 +135,7 @@ class Saver:
         """Copies the state and sets the writers to work. After `staged` the state may change."""
         if self.under_way:
             raise RuntimeError(f"step {self._position.step} is still being saved")
-        self._began, self._stalled = time.monotonic(), 0.0
+        self._began, self._stalled_before = time.monotonic(), self._stalled
         with self._stall():
             if self._room is not None:
                 self._room.join()
@@ -238,7 +245,7 @@ class Saver:
         outcome = Outcome(
             self._position.step,
             seconds=seconds,
-            stall_seconds=self._stalled + time.monotonic() - self._stall_began,
+            stall_seconds=self.stall_seconds - self._stalled_before,
             bytes=size,
             time=reply.get("time", 0.0),
         )

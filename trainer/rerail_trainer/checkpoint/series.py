@@ -85,6 +85,11 @@ class Series:
         """Whether a save is under way."""
         return self._opened().under_way
 
+    @property
+    def stall_seconds(self) -> float:
+        """How long training has waited here for saves since the process began."""
+        return self._opened().stall_seconds
+
     def begin(self, position: Position, state: TrainingState) -> None:
         """Starts to save a step; training may go on, and `staged` says when the state may change."""
         self._opened().begin(position, state)

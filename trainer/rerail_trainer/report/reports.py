@@ -122,6 +122,10 @@ class Reports:
             self.metrics.set("resume_step", step)
             self._event("resume", step=step, lost_steps=max(self._highest - step, 0))
 
+    def stood_still(self, seconds: float) -> None:
+        """So long training has waited for saves since the process began; the next progress line says it."""
+        self._last["stall_seconds"] = round(seconds, 4)
+
     def damaged(self, set_aside: tuple[str, ...]) -> None:
         """Checkpoints that a load found damaged, and set aside under these names."""
         self.metrics.set("checkpoint_damaged_total", len(set_aside))
