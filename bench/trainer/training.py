@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rerail_api.contract import ExitCode
+from rerail_trainer.advice import Advice
 from rerail_trainer.compiling import compile_blocks, compiling
 from rerail_trainer.config import Config, DataConfig
 from rerail_trainer.data.feed import Feed, share_of
@@ -72,7 +73,10 @@ class Training:
         self.reports = TickedReports(config, ProgressLog(str(progress)))
         optimizer = optimizer_for(layout, config.optim)
         stop, watchdog = StopRequest(), Watchdog(config.watchdog)
-        self.run = Run(config, meeting, layout, optimizer, feed, None, self.reports, stop, watchdog, None)
+        advice = Advice({})
+        self.run = Run(
+            config, meeting, layout, optimizer, feed, None, self.reports, stop, watchdog, None, advice
+        )
         self.step = 0
         began = time.perf_counter()
         with compiling() if config.parallel.compile else nullcontext():

@@ -25,7 +25,8 @@ Agent -> coordinator::
       "ranks_alive": 2,
       "progress": {...} | null,     newest progress line of this round (see below)
       "progress_age": 0.4,          seconds since that line was read
-      "probe_port": 40123           port on which the agent answers connects (liveness by peers)
+      "probe_port": 40123,          port on which the agent answers connects (liveness by peers)
+      "checkpoint_seconds": 118     what its ranks were told last (0: nothing); missing: it takes no advice
     }
     EXIT = {
       "rank": 3, "local_rank": 1,   rank is null when the ranks are not ours (launcher PerNode)
@@ -44,6 +45,9 @@ Coordinator -> agent::
     {"kind": "redirect", "address": "host:port"}      a standby names the leader (or "" when unknown)
     {"kind": "refuse", "reason": "..."}               not retried faster than once in 10 s
     {"kind": "ping", "term": 7}                       every HEARTBEAT_SECONDS
+    {"kind": "advice", "term": 7, "round": 4, "checkpoint_seconds": 118}
+        only to agents that report what they were told: written to the file that the ranks of that round find
+        in RERAIL_ADVICE; 0: as the program likes
     {"kind": "order", "term": 7, "do": "join",   "round": 4}
         stop what runs of an older round (abort: KILL at once), clean up, pick a port, report Ready(4)
     {"kind": "order", "term": 7, "do": "run",    "round": 4, "release": RELEASE}
@@ -54,7 +58,8 @@ Coordinator -> agent::
         end the agent process with this code (ranks still alive are stopped first: abort)
 
     RELEASE = {"round": 4, "node_rank": 1, "num_nodes": 4, "nproc": 8, "master_addr": "10.1.2.3",
-               "master_port": 29511, "min_step": 1150}
+               "master_port": 29511, "min_step": 1150,
+               "checkpoint_seconds": 118}    of training between checkpoints; 0 or missing: as it likes
 
 An agent ignores an order with a term lower than the highest it has seen, and one of a round lower than its
 own.
@@ -128,6 +133,8 @@ class Env:
     ROUND = "RERAIL_ROUND"
     MIN_STEP = "RERAIL_MIN_STEP"
     PROGRESS = "RERAIL_PROGRESS"
+    CHECKPOINT_SECONDS = "RERAIL_CHECKPOINT_SECONDS"  # not set: as the program likes
+    ADVICE = "RERAIL_ADVICE"  # file that holds the same, as it changes while the ranks run
 
     RANK = "RANK"
     LOCAL_RANK = "LOCAL_RANK"
@@ -194,6 +201,9 @@ class ProgressPhase(str, Enum):
     EVAL = "eval"
     SAVE = "save"
 
+
+ADVICE_CHECKPOINT_SECONDS = "checkpoint_seconds"
+"""Key in the JSON object of the file RERAIL_ADVICE: whole seconds, or null for as the program likes."""
 
 PROGRESS_FIELDS: dict[str, tuple[type, ...]] = {
     "step": (int,),

@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rerail_api.spec import MAX_PROCS_PER_NODE
+from rerail_api.spec import MAX_INTERVAL_SECONDS, MAX_PROCS_PER_NODE
 from rerail_api.template import TemplateShape
 
 
@@ -49,7 +49,11 @@ _SENTENCES: Final[Mapping[str, str]] = {
     "value_error": "{error}",
     "timezone_aware": "write a time with its zone, as in 2026-11-23T10:00:00Z",
 }
-PROCS_PER_NODE_SENTENCE: Final = f"write a whole number from 1 to {MAX_PROCS_PER_NODE}, or auto"
+_OR_AUTO: Final[Mapping[str, str]] = {
+    "numProcPerNode": f"write a whole number from 1 to {MAX_PROCS_PER_NODE}, or auto",
+    "interval": f"write a whole number of seconds from 1 to {MAX_INTERVAL_SECONDS}, or auto",
+}
+"""Fields of a union: it reports each of its members, where people see one field."""
 
 
 def problems(error: ValidationError, model: type[BaseModel], at: str = "") -> tuple[Problem, ...]:
@@ -75,10 +79,9 @@ def _only_follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
 
 def _problem(detail: ErrorDetails, model: type[BaseModel], at: str) -> Problem:
     loc = detail["loc"]
-    if "numProcPerNode" in loc:
-        # A union reports each of its members; people see one field.
-        loc = loc[: loc.index("numProcPerNode") + 1]
-        return Problem(_path(at, loc), f"{PROCS_PER_NODE_SENTENCE}{_seen(detail)}")
+    for field, sentence in _OR_AUTO.items():
+        if field in loc:
+            return Problem(_path(at, loc[: loc.index(field) + 1]), f"{sentence}{_seen(detail)}")
     if detail["type"] == "extra_forbidden":
         return Problem(_path(at, loc), _unknown_field(str(loc[-1]), _fields(model, loc[:-1])))
     template = _SENTENCES.get(detail["type"])

@@ -17,7 +17,7 @@ from typing import Any, Final
 from rerail_api.contract import RESERVED_ENV, TRAINER_CONTAINER, VOLUME_PREFIX
 from rerail_api.job import TrainingJob
 from rerail_api.messages import Problem
-from rerail_api.spec import Launcher, TrainingJobSpec
+from rerail_api.spec import AUTO, CheckpointSpec, Launcher, TrainingJobSpec
 from rerail_api.status import TERMINAL_CONDITIONS, TrainingJobStatus
 
 MAX_NAME: Final = 40
@@ -133,6 +133,15 @@ def _pod_field_in(field: str, *allowed: str) -> Callable[[TrainingJob], bool]:
     return lambda job: (job.spec.template["spec"].get(field) or "") in ("", *allowed)
 
 
+def _bounds_have_auto(spec: CheckpointSpec) -> bool:
+    return spec.interval == AUTO or (spec.min_interval_seconds, spec.max_interval_seconds) == (None, None)
+
+
+def _bounds_in_order(spec: CheckpointSpec) -> bool:
+    least, most = spec.min_interval_seconds, spec.max_interval_seconds
+    return least is None or most is None or least <= most
+
+
 _IN_TRAINER: Final = f"self.spec.containers.all(c, c.name != '{TRAINER_CONTAINER}' || "
 _PLAIN_LIST: Final = ", ".join(f"'{name}'" for name in PLAIN_RESERVED_ENV)
 _MODULE_LIST: Final = ", ".join(f"'{name}'" for name in TORCHRUN_MODULES)
@@ -166,6 +175,25 @@ RULES: Final = (
         cel="!self.path.matches('(^|/)[.][.](/|$)')",
         message="write the folder without '..'",
         holds=lambda job: ".." not in job.spec.checkpoint.path.split("/"),
+    ),
+    Rule(
+        name="interval-bounds-need-auto",
+        at="spec.checkpoint",
+        field=".interval",
+        cel=f"(has(self.interval) && string(self.interval) == '{AUTO}') || "
+        "!(has(self.minIntervalSeconds) || has(self.maxIntervalSeconds))",
+        message="write interval: auto, or remove minIntervalSeconds and maxIntervalSeconds: they bound what "
+        "auto chooses",
+        holds=lambda job: _bounds_have_auto(job.spec.checkpoint),
+    ),
+    Rule(
+        name="interval-bounds-in-order",
+        at="spec.checkpoint",
+        field=".minIntervalSeconds",
+        cel="!has(self.minIntervalSeconds) || !has(self.maxIntervalSeconds) || "
+        "self.minIntervalSeconds <= self.maxIntervalSeconds",
+        message="write minIntervalSeconds no larger than maxIntervalSeconds",
+        holds=lambda job: _bounds_in_order(job.spec.checkpoint),
     ),
     Rule(
         name="one-trainer",

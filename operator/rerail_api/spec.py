@@ -15,6 +15,9 @@ MAX_NODES: Final = 20_000
 MAX_PROCS_PER_NODE: Final = 64
 MAX_RULES: Final = 20
 AUTO: Final = "auto"
+MAX_INTERVAL_SECONDS: Final = 86_400
+SHORTEST_AUTO_SECONDS: Final = 10
+LONGEST_AUTO_SECONDS: Final = 3600
 
 
 class Launcher(StrEnum):
@@ -46,8 +49,12 @@ class RuleAction(StrEnum):
     COUNT = "Count"
 
 
+IntervalSeconds = Annotated[int, Field(ge=1, le=MAX_INTERVAL_SECONDS)]
+CheckpointInterval = IntervalSeconds | Literal["auto"]
+
+
 class CheckpointSpec(ApiModel):
-    """Where checkpoints live inside the container, and how long a save may take on stop."""
+    """Where checkpoints live inside the container, how often they are made, how long a save may take."""
 
     path: str = Field(
         default="/checkpoints",
@@ -67,6 +74,27 @@ class CheckpointSpec(ApiModel):
         le=3600,
         description="Seconds between SIGTERM and SIGKILL when the job is asked to save and stop.",
     )
+    interval: CheckpointInterval | None = Field(
+        default=None,
+        description="Seconds of training between two checkpoints, 1 to 86400, told to the ranks; auto: what "
+        "the model of the ledger would choose, told anew when that has moved by more than a fifth. None by "
+        "default: the program's own.",
+    )
+    min_interval_seconds: IntervalSeconds | None = Field(
+        default=None,
+        description="With interval auto: never less than so many seconds; 10 by default.",
+    )
+    max_interval_seconds: IntervalSeconds | None = Field(
+        default=None,
+        description="With interval auto: never more than so many seconds; 3600 by default.",
+    )
+
+    @property
+    def auto_bounds(self) -> tuple[int, int]:
+        """Between which seconds `auto` chooses; a bound that is written moves the other default aside."""
+        least, most = self.min_interval_seconds, self.max_interval_seconds
+        low = least if least is not None else min(SHORTEST_AUTO_SECONDS, most or SHORTEST_AUTO_SECONDS)
+        return low, most if most is not None else max(LONGEST_AUTO_SECONDS, low)
 
 
 def _each_once(values: tuple[int, ...]) -> tuple[int, ...]:

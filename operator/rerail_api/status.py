@@ -262,7 +262,8 @@ class Forecast(ApiModel):
         description="Seconds that training stood still per checkpoint, at least 0.05."
     )
     interval_seconds: Seconds = Field(
-        description="Seconds of training between checkpoints that the model would choose, 10 to 3600."
+        description="Seconds of training between checkpoints that the model would choose, within the bounds "
+        "of spec.checkpoint, else 10 to 3600."
     )
     ettr: float = Field(
         ge=0,
@@ -334,6 +335,11 @@ class TrainingJobStatus(ApiModel):
     progress: Progress = Field(default=Progress(), description="What the ranks last reported.")
     last_checkpoint: CheckpointMark | None = Field(
         default=None, description="The newest committed checkpoint."
+    )
+    checkpoint_interval_seconds: Count | None = Field(
+        default=None,
+        description="Seconds of training between checkpoints that the ranks are told to keep; "
+        "none: the program's own.",
     )
     resumed_from_step: Count | None = Field(
         default=None, description="Step that the current round continued from."

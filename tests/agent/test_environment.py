@@ -55,11 +55,21 @@ def test_a_rank_is_numbered_as_under_torchrun(workspace: Workspace) -> None:
         "RERAIL_ROUND": "3",
         "RERAIL_MIN_STEP": "50",
         "RERAIL_PROGRESS": str(workspace.progress),
+        "RERAIL_ADVICE": str(workspace.advice),
         "RERAIL_CHECKPOINT_DIR": "/ckpt",
         "TMPDIR": str(workspace.tmp),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def test_the_interval_between_checkpoints_is_in_the_environment_where_one_was_told(
+    workspace: Workspace,
+) -> None:
+    stale = around(workspace, RERAIL_CHECKPOINT_SECONDS="9")
+    assert rank_env(stale, a_release(checkpoint_seconds=118), 0)["RERAIL_CHECKPOINT_SECONDS"] == "118"
+    assert node_env(stale, a_release(checkpoint_seconds=118))["RERAIL_CHECKPOINT_SECONDS"] == "118"
+    assert "RERAIL_CHECKPOINT_SECONDS" not in rank_env(stale, a_release(), 0)
 
 
 def test_what_the_user_set_stays(workspace: Workspace) -> None:

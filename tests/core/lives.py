@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from rerail_api.contract import AgentState
 from rerail_api.rules import check_change
-from rerail_api.spec import FailurePolicy
+from rerail_api.spec import CheckpointSpec, FailurePolicy
 from rerail_api.status import ConditionType, Phase, TrainingJobStatus
 from rerail_operator.core.decide import decide
 from rerail_operator.core.plan import CreatePod, OrderRun, Plan
@@ -51,6 +51,9 @@ class Life:
         )
         if rng.random() < 0.1:
             spec = spec.model_copy(update={"active_deadline_seconds": 120})
+        spec = spec.model_copy(
+            update={"checkpoint": CheckpointSpec(interval=("auto", 40, None)[(size + number) % 3])}
+        )
         self.cluster.jobs[uid] = job.model_copy(update={"metadata": meta, "spec": spec})
         poison = rng.random() < 0.15
         self.cluster.programs[uid] = Program(

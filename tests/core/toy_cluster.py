@@ -65,13 +65,14 @@ class ToyAgent:
     ranks_alive: int = 0
     stops_at: datetime | None = None
     goal: int = 0
+    advised: int | None = 0  # None: an agent of before, which takes no advice
 
     def view(self, now: datetime) -> Agent:
         """What it reports."""
         number = int(self.uid.split("-")[-1])
         return Agent(
             self.uid, self.state, self.round, True, now, f"10.0.{number // 250}.{number % 250}",
-            20_000 + 7 * self.round, self.release, self.exit, self.progress, self.ranks_alive,
+            20_000 + 7 * self.round, self.release, self.exit, self.progress, self.ranks_alive, self.advised,
         )  # fmt: skip
 
 
@@ -209,7 +210,9 @@ class ToyCluster:
         elif pod.seen.phase is PodPhase.PENDING:
             self._see(pod, phase=PodPhase.RUNNING)
             reaches_at = self.now + timedelta(seconds=self.rng.uniform(0.1, 2))
-            self.agents[pod.seen.uid] = ToyAgent(pod.seen.uid, pod.job, node.name, reaches_at)
+            uid = pod.seen.uid
+            advised = None if int(uid.split("-")[-1]) % 5 == 0 else 0
+            self.agents[uid] = ToyAgent(uid, pod.job, node.name, reaches_at, advised=advised)
         elif pod.seen.phase is PodPhase.RUNNING and pod.seen.uid not in self.agents:
             self.container_ends(pod.seen.uid, 137)  # it was off for a while: nothing runs any more
 
@@ -243,6 +246,15 @@ class ToyCluster:
             agent.stops_at = self.now + timedelta(seconds=self.rng.uniform(0, 2))
         elif what == "run" and agent.state is AgentState.READY and agent.round == number:
             agent.release, agent.state, agent.ranks_alive = release, AgentState.RUNNING, 2
+            if agent.advised is not None:
+                agent.advised = release.checkpoint_seconds if release else 0
+            self.changes += 1
+
+    def advise(self, uid: str, number: int, seconds: int) -> None:
+        agent = self.agents.get(uid)
+        assert agent is None or agent.advised is not None, "an agent was told what it cannot understand"
+        if agent in self.reached() and agent.round == number and agent.state is AgentState.RUNNING:
+            agent.advised = seconds
             self.changes += 1
 
     def rank_ends(self, uid: str, told: Exit) -> None:

@@ -17,6 +17,7 @@ from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.placement import gang_request
 from rerail_operator.core.plan import (
     Action,
+    Advise,
     CreatePod,
     DeleteGang,
     DeletePod,
@@ -289,6 +290,9 @@ class ToyOperator:
             case OrderRun(releases, round_):
                 for pod_uid, release in releases.items():
                     cluster.tell(pod_uid, ("run", round_, release))
+            case Advise(uids, round_, seconds):
+                for pod_uid in uids:
+                    cluster.advise(pod_uid, round_, seconds)
             case OrderFinish(uids, code, _):
                 for pod_uid in uids:
                     cluster.tell(pod_uid, ("finish", code, None))

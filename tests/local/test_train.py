@@ -1,5 +1,6 @@
 """`rerail run` with the real trainer: a killed rank, Ctrl-C and going on, plain PyTorch, torchrun."""
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -95,3 +96,25 @@ def test_torchrun_starts_the_ranks_of_each_node(new_run: NewRun) -> None:
     logs = "".join(path.read_text() for path in (run.workdir / "logs").iterdir())
     for rank in range(4):
         assert f"rank {rank}" in logs
+
+
+def test_a_told_interval_takes_the_place_of_the_programs_own_and_what_saves_cost_is_measured(
+    tmp_path: Path, new_run: NewRun
+) -> None:
+    command = ["python", "-m", "rerail_trainer", "--preset", "tiny", "--train.steps=100000"]
+    command += ["--checkpoint.every_steps=100000", "--metrics.every=5", "--optim.horizon_steps=1000"]
+    run = new_run(job(tmp_path, command, checkpoint={"graceSeconds": 60, "interval": 2}))
+    run.until(lambda: len(saves(run)) >= 3, "three saves")
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish(120) == 130, run.output
+    report = run.report
+    assert report["lastCheckpoint"]["step"] == report["progress"]["step"]
+    assert report["ledger"]["checkpoints"] >= 3
+    assert 0 < report["ledger"]["lostSeconds"]["checkpointStall"] < report["ledger"]["productiveSeconds"]
+    assert ledger_sums(report)
+
+
+def saves(run: Run) -> set[str]:
+    """Steps that its lines for people name as saved."""
+    logs = run.workdir / "logs"
+    return set(re.findall(r"saved ([1-9]\d*)", "".join(path.read_text() for path in logs.glob("*"))))

@@ -44,6 +44,9 @@ class Nobody:
     def send(self, pod_uid: str, order: Mapping[str, object]) -> bool:
         return False
 
+    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None:
+        return
+
     def note_pod(self, raw: Object) -> None:
         return
 

@@ -227,7 +227,7 @@ class Yard:
     def start(self, *words: str, ranks: int = 1, env: dict[str, str] | None = None, **wishes: Any) -> Gang:
         """Starts `ranks` ranks. wishes: at={rank, point, step or save, signal, victim}; uid; missing=(ranks not started);
         inside=name of what tests.trainer.inside does in each rank before it trains; per_node=(ranks that take
-        themselves for one node); blind=(a rank to which the root of the checkpoint folder looks empty).
+        themselves for one node); env_of={rank: its own environment}; blind=(a rank to which the root of the checkpoint folder looks empty).
         """
         folder = self.folder / f"gang-{len(self.gangs)}"
         folder.mkdir(mode=0o777)
@@ -250,6 +250,7 @@ class Yard:
                     **_rank_environment(rank, ranks, port, wishes.get("per_node", ranks)),
                     "RERAIL_PROGRESS": f"{folder}/progress",
                     **(env or {}),
+                    **wishes.get("env_of", {}).get(rank, {}),
                 },
                 at=at if at and at.get("rank", 0) == rank else None,
                 uid=wishes.get("uid"),

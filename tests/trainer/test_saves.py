@@ -197,6 +197,8 @@ def test_progress_tells_for_how_long_training_stood_still_for_saves_so_far(yard:
 
 def test_what_a_save_cost_that_failed_is_told_as_well(yard: Yard) -> None:
     at = {"rank": 1, "point": "folder-made", "save": 1, "signal": "SIGKILL", "victim": "writer"}
-    gang = yard.start(*LONG, "--checkpoint.every_steps=100000", "--checkpoint.every_seconds=1", ranks=2, at=at)
+    gang = yard.start(
+        *LONG, "--checkpoint.every_steps=100000", "--checkpoint.every_seconds=1", ranks=2, at=at
+    )
     gang.until(lambda: gang.events("save-failed"))
     gang.until(lambda: gang.progress()[-1].get("stall_seconds", 0) > 0)

@@ -30,6 +30,7 @@ _RANK_NAMES = (
     Env.GROUP_RANK,
     Env.GROUP_WORLD_SIZE,
     Env.ERROR_FILE,
+    Env.CHECKPOINT_SECONDS,
 )
 
 
@@ -72,6 +73,9 @@ def _common(around: Surroundings, release: Release) -> dict[str, str]:
     env[Env.ROUND] = str(release.round)
     env[Env.MIN_STEP] = str(release.min_step)
     env[Env.PROGRESS] = str(around.workspace.progress)
+    env[Env.ADVICE] = str(around.workspace.advice)
+    if release.checkpoint_seconds:
+        env[Env.CHECKPOINT_SECONDS] = str(release.checkpoint_seconds)
     env["TMPDIR"] = str(around.workspace.tmp)
     env.setdefault("PYTHONUNBUFFERED", "1")
     if release.nproc > 1:

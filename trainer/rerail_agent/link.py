@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rerail_agent.console import Console
-from rerail_agent.orders import BadFrame, Order, parse_frame, parse_order, whole
+from rerail_agent.orders import Advice, BadFrame, Order, parse_advice, parse_frame, parse_order, whole
 from rerail_agent.settings import Address, Settings, Timing, parse_address
 from rerail_api.contract import MAX_FRAME_BYTES, PROTOCOL_VERSION, RECONNECT_JITTER_SECONDS
 
@@ -33,6 +33,8 @@ class Listener(Protocol):
     def saw_term(self, term: int) -> bool: ...
 
     def obey(self, order: Order, now: float) -> None: ...
+
+    def heed(self, advice: Advice) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class Link:
             raise BadFrame(f"{kind!r} before the welcome")
         elif kind == "ping":
             self._heed_term(frame)
-        elif kind == "order":
+        elif kind in ("order", "advice"):
             self._order(frame)
         # a kind that this version does not know is for a later one
 
@@ -264,13 +266,16 @@ class Link:
         self._heard_at = asyncio.get_running_loop().time()
 
     def _order(self, frame: dict[str, Any]) -> None:
+        listener = self._wiring.listener
         try:
-            order = parse_order(frame)
+            if frame["kind"] == "advice":
+                listener.heed(parse_advice(frame))
+            else:
+                listener.obey(parse_order(frame), asyncio.get_running_loop().time())
         except BadFrame as error:
             # The connection is sound and the rest of the orders may be: a newer leader knows more than we do.
             self._wiring.console.say(f"ignored an order: {error}")
             return
-        self._wiring.listener.obey(order, asyncio.get_running_loop().time())
         self._wiring.woken()
 
     # ------------------------------------------------------------------ telling people

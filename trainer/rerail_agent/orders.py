@@ -23,6 +23,7 @@ class Release:
     master_port: int
     min_step: int
     raw: dict[str, Any] = field(repr=False, compare=False)
+    checkpoint_seconds: int = 0
 
     @property
     def world_size(self) -> int:
@@ -65,6 +66,15 @@ class Finish:
     message: str
 
 
+@dataclass(frozen=True)
+class Advice:
+    """How many seconds the ranks of a round should train between checkpoints; 0: as they like."""
+
+    term: int
+    round: int
+    checkpoint_seconds: int
+
+
 Order = Union[Join, Run, Stop, Finish]
 
 
@@ -99,6 +109,11 @@ def parse_order(frame: dict[str, Any]) -> Order:
     raise BadFrame(f"an order to {do!r}, which this agent does not know")
 
 
+def parse_advice(frame: dict[str, Any]) -> Advice:
+    """What a frame of kind `advice` says; raises BadFrame."""
+    return Advice(whole(frame, "term"), whole(frame, "round", 1), whole(frame, "checkpoint_seconds"))
+
+
 def whole(frame: dict[str, Any], name: str, least: int = 0) -> int:
     """A whole number of at least `least`; raises BadFrame."""
     value = frame.get(name)
@@ -128,6 +143,9 @@ def _release(raw: Any) -> Release:
         master_port=whole(raw, "master_port", 1),
         min_step=whole(raw, "min_step") if raw.get("min_step") is not None else 0,
         raw=raw,
+        checkpoint_seconds=whole(raw, "checkpoint_seconds")
+        if raw.get("checkpoint_seconds") is not None
+        else 0,
     )
     if not release.master_addr or release.node_rank >= release.num_nodes:
         raise BadFrame("run: the release has no master address or a node rank beyond its nodes")

@@ -22,7 +22,7 @@ from rerail_agent.evidence import (
     process_code,
     write_termination_message,
 )
-from rerail_agent.orders import Finish, Join, Order, Release, Run, Stop
+from rerail_agent.orders import Advice, Finish, Join, Order, Release, Run, Stop
 from rerail_agent.ports import PortChoice
 from rerail_agent.progress import ProgressFile
 from rerail_agent.ranks import Launch, Rank, Ranks
@@ -97,6 +97,11 @@ class Worker:
         elif order.round >= self._fence():
             self._obey_round(order, now)
 
+    def heed(self, advice: Advice) -> None:
+        """Pass advice on to ranks that run; that of an older leader or of another round is not for them."""
+        if self.saw_term(advice.term) and advice.round == self.round and self.state is AgentState.RUNNING:
+            self._advise(advice.checkpoint_seconds)
+
     def terminate(self, name: str, now: float) -> None:
         """SIGTERM to the agent: save and leave; a second one: leave at once."""
         self.reap(now)
@@ -157,6 +162,7 @@ class Worker:
             "ranks_alive": len(self.ranks.alive),
             "progress": progress.newest if progress is not None else None,
             "progress_age": age,
+            "checkpoint_seconds": self._advised,
         }
 
     # ------------------------------------------------------------------ orders
@@ -205,6 +211,7 @@ class Worker:
         self.release: Release | None = None
         self.ranks = Ranks(self._site.loop, self._site.sink)
         self.progress: ProgressFile | None = None
+        self._advised = 0
 
     def _cleaned(self, now: float) -> None:
         """No descendant lives: do what the takedown was for."""
@@ -270,11 +277,20 @@ class Worker:
             workspace.renew(release.round)
         except OSError as error:
             self._site.console.say(f"cannot make the folder for temporary files: {error}")
+        self._advise(release.checkpoint_seconds)
         self.progress = ProgressFile(workspace.progress)
         self.ranks.start(self._launches(release), now)
         for rank in self.ranks.all:
             if not rank.alive:
                 self._rank_ended(rank, now)
+
+    def _advise(self, checkpoint_seconds: int) -> None:
+        self._advised = checkpoint_seconds
+        try:
+            self._site.workspace.advise(checkpoint_seconds)
+        except OSError as error:
+            # Not tried again: ranks that hear nothing save as they did.
+            self._site.console.say(f"cannot write the advice for the ranks: {error}")
 
     def _launches(self, release: Release) -> list[Launch]:
         command = self._settings.command

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from rerail_api.contract import ADVICE_CHECKPOINT_SECONDS
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - named on purpose: what dead ranks leave there is memory lost
 
@@ -35,6 +38,11 @@ class Workspace:
         return self._round / "progress.jsonl"
 
     @property
+    def advice(self) -> Path:
+        """What the operator would have the ranks do, as JSON; renewed while they run."""
+        return self._round / "advice.json"
+
+    @property
     def error_file(self) -> Path:
         """Where torchrun writes what went wrong."""
         return self._round / "error.json"
@@ -45,6 +53,13 @@ class Workspace:
         self._round = self._base / f"round-{number}"
         self.tmp.mkdir(parents=True)
         self.progress.touch()
+
+    def advise(self, checkpoint_seconds: int) -> None:
+        """Write the advice so that a reader sees the old or the new, never half of it; raises OSError."""
+        content = json.dumps({ADVICE_CHECKPOINT_SECONDS: checkpoint_seconds or None})
+        fresh = self.advice.with_suffix(".new")
+        fresh.write_text(content + "\n", encoding="ascii")
+        fresh.replace(self.advice)
 
     def clean(self) -> None:
         """Remove what earlier rounds left."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rerail_api.contract import Env, ExitCode, ProgressPhase
 
 from . import commands
+from .advice import Advice
 from .compile_cache import keep_compiled
 from .config import Config
 from .configure import nearest, read_command_line, usage
@@ -70,7 +71,8 @@ def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
         keep_compiled(config, rank.local_world_size, os.environ)
         from .startup import Circumstances, run
 
-        return run(config, Circumstances(rank, job, progress, stop, watchdog), observer)
+        circumstances = Circumstances(rank, job, progress, stop, watchdog, Advice(os.environ))
+        return run(config, circumstances, observer)
     finally:
         watchdog.close()
 

@@ -117,6 +117,8 @@ class Wishes:
     saving: bool = False
     """Some rank's part of the save is not done yet."""
     save_failed: bool = False
+    by_clock: bool = False
+    """Rank 0 was told how many seconds to train between saves: the number of the step says nothing then."""
 
 
 class Agreement:

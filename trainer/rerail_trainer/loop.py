@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rerail_api.contract import ExitCode, ProgressPhase
 
+from .advice import Advice
 from .checkpoint.series import Series
 from .config import Config
 from .control import Agreement
@@ -42,6 +43,7 @@ class Run:
     stop: StopRequest
     watchdog: Watchdog
     evaluation: Evaluation | None
+    advice: Advice
 
 
 def train(run: Run, start: int) -> ExitCode:

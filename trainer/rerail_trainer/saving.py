@@ -24,15 +24,19 @@ class Saves:
         checkpoint = run.config.checkpoint
         self._run, self._series, self._reports = run, run.series, run.reports
         self._every, self._waits = checkpoint.every_steps, checkpoint.mode == "sync"
-        self._timer = SaveTimer(checkpoint.every_seconds)
+        self._seconds, self._advice = checkpoint.every_seconds, run.advice
+        self._timer = SaveTimer()
+        self._began = -1
+        """Step of the last save."""
 
     def wishes(self) -> Wishes:
         """What this rank has to say about stopping and saving."""
         if self._series is None:
             return Wishes(stop=self._run.stop.requested)
-        first = self._run.meeting.control.first
-        due = first and self._timer.due() and not self._series.saving
-        return Wishes(self._run.stop.requested, due, *self._series.own_part())
+        advised = self._advice.checkpoint_seconds() if self._run.meeting.control.first else 0
+        seconds = advised or (self._seconds if self._run.meeting.control.first else 0)
+        due = self._timer.due(seconds) and not self._series.saving
+        return Wishes(self._run.stop.requested, due, *self._series.own_part(), by_clock=advised > 0)
 
     def advance(self, agreed: Wishes) -> None:
         """Takes the save under way as far as all ranks are."""
@@ -40,8 +44,14 @@ class Saves:
             self._tell(self._series, self._series.advance(agreed.saving, agreed.save_failed))
 
     def due(self, step: int, agreed: Wishes) -> bool:
-        """Whether to begin a save of `step`; one that comes while another is under way is left out."""
-        if self._series is None or not (agreed.save or step % self._every == 0):
+        """Whether to begin a save of `step`; one that comes while another is under way is left out.
+
+        All ranks come to the same answer: whether the clock or the step decides is agreed on, too.
+        """
+        by_step = not agreed.by_clock and step % self._every == 0
+        # What is agreed on was wished one step ago: a wish from before the last save has been granted.
+        by_wish = agreed.save and step > self._began + 1
+        if self._series is None or not (by_wish or by_step):
             return False
         if self._series.saving:
             self._reports.save_skipped(step)
@@ -52,6 +62,7 @@ class Saves:
         """Saves `step`: training goes on at once, or once it is committed."""
         if self._series is None:
             return
+        self._began = step
         config = self._run.config
         position = Position(step, step * config.batch.tokens_per_step, step * config.sequences_per_step)
         self._series.begin(position, TrainingState(self._run.layout.model, self._run.optimizer))

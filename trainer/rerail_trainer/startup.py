@@ -10,6 +10,7 @@ import torch
 
 from rerail_api.contract import ExitCode, ProgressPhase
 
+from .advice import Advice
 from .checkpoint.save import Observer, Training
 from .checkpoint.series import Series, Start, open_series
 from .checkpoint.state import TrainingState, seed_random_state
@@ -47,6 +48,7 @@ class Circumstances:
     progress: ProgressLog
     stop: StopRequest
     watchdog: Watchdog
+    advice: Advice
 
 
 def run(config: Config, circumstances: Circumstances, observer: Observer | None = None) -> ExitCode:
@@ -88,8 +90,10 @@ def _run(
         optimizer = optimizer_for(layout, config.optim)
         feed = Feed(config, source, share, meeting.device)
         evaluation = None if held_out is None else Evaluation(config, held_out, layout, meeting.device)
-        stop, watchdog = circumstances.stop, circumstances.watchdog
-        ready = Run(config, meeting, layout, optimizer, feed, series, reports, stop, watchdog, evaluation)
+        stop, watchdog, advice = circumstances.stop, circumstances.watchdog, circumstances.advice
+        ready = Run(
+            config, meeting, layout, optimizer, feed, series, reports, stop, watchdog, evaluation, advice
+        )
         start = _prepare(ready, source, observer)
         _leave_tokenizer(ready, source)
         circumstances.stop.training_begins()

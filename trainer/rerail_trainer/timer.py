@@ -4,14 +4,14 @@ import time
 
 
 class SaveTimer:
-    """Due once `seconds` have passed since the start or the last save; never for 0."""
+    """Knows when training began or the last save did."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._since = time.monotonic()
 
-    def due(self) -> bool:
-        return 0 < self._seconds <= time.monotonic() - self._since
+    def due(self, seconds: float) -> bool:
+        """Whether so many seconds have passed since; never for 0."""
+        return 0 < seconds <= time.monotonic() - self._since
 
     def restart(self) -> None:
         self._since = time.monotonic()

@@ -7,6 +7,7 @@ from rerail_api.contract import AgentState
 from rerail_api.status import ConditionType, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
+from .advice import unadvised
 from .evidence import finished_with_zero, just_took_over
 from .gang import Seat, leftovers
 from .ledger import gathering_stage
@@ -99,7 +100,7 @@ def _run(
     common = {(r.master_addr, r.master_port, r.num_nodes, r.nproc) for r in held}
     if len(common) > 1:
         return new_round(job, Reason.RELEASES_DIFFER, f"two releases of round {round_} are held", {})
-    tidy = (*tidy, *_releases(world, job, taken, held))
+    tidy = (*tidy, *_releases(world, job, taken, held), *unadvised(job, taken))
     behind = [s for s in taken if not (s.at(AgentState.RUNNING, round_) or finished_with_zero(s, round_))]
     if not behind:
         return _running(tidy, Stage.PRODUCTIVE, f"all ranks of {len(taken)} nodes run", "nothing is missing")
@@ -168,4 +169,5 @@ def _release(world: World, job: TrainingJob, taken: tuple[Seat, ...]) -> Release
         return None
     # A later round must never begin below what is known to be committed.
     floor = status.last_checkpoint.step if status.last_checkpoint is not None else 0
-    return Release(status.round, 0, len(taken), nproc, first.address, first.port, floor)
+    interval = status.checkpoint_interval_seconds or 0
+    return Release(status.round, 0, len(taken), nproc, first.address, first.port, floor, interval)

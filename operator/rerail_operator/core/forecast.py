@@ -16,21 +16,27 @@ UNKNOWN_STALL_SECONDS = 0.5
 """Per checkpoint, while none was committed."""
 LEAST_STALL_SECONDS = 0.05
 """The best that is known; saves that report no stall at all are not free."""
-SHORTEST_INTERVAL_SECONDS = 10.0
-LONGEST_INTERVAL_SECONDS = 3600.0
+BOUNDS_SECONDS = (10, 3600)
+"""Of the interval, where the job sets no others."""
 
 _FIRST_START = (Stage.RENDEZVOUS, Stage.LOAD, Stage.COMPILE)
 
 
-def forecast(ledger: Ledger, incidents: Sequence[Incident], num_nodes: int) -> Forecast:
-    """The model's view of a job that has run; `incidents`: the newest ones, oldest first.
+def forecast(
+    ledger: Ledger,
+    incidents: Sequence[Incident],
+    num_nodes: int,
+    bounds: tuple[int, int] = BOUNDS_SECONDS,
+) -> Forecast:
+    """The model's view of a job that has run; `incidents`: the newest ones, oldest first; `bounds` of the
+    interval in seconds.
 
     The ETTR is that of the interval which the job keeps, to be held against the measured one; with
     fewer than two checkpoints, that of the interval which the model would choose.
     """
     rate = _rate(ledger, incidents[-1].number if incidents else 0, num_nodes)
     what = Interruptions(1 / (rate * num_nodes), _dead(ledger, incidents), _stall(ledger))
-    best = min(max(best_interval(what), SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
+    best = min(max(best_interval(what), bounds[0]), bounds[1])
     kept = _kept_interval(ledger) or best
     return Forecast(
         interruptions_per_thousand_node_days=round(rate * SECONDS_PER_DAY * 1000, 3),

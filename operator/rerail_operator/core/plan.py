@@ -68,6 +68,15 @@ class OrderRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Advise:
+    """Tell these agents' running ranks how many seconds to train between checkpoints; 0: as they like."""
+
+    pod_uids: tuple[str, ...]
+    round: int
+    checkpoint_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class OrderFinish:
     pod_uids: tuple[str, ...]
     code: int
@@ -87,6 +96,7 @@ Action = (
     | DryRunPod
     | OrderJoin
     | OrderRun
+    | Advise
     | OrderFinish
     | DeleteJob
 )

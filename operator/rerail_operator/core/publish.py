@@ -14,6 +14,7 @@ from rerail_api.status import (
 )
 from rerail_api.v1alpha1 import TrainingJob
 
+from .advice import interval_to_tell
 from .conditions import condition, stop_is_ordered, with_condition
 from .forecast import forecast
 from .gang import Seat
@@ -77,7 +78,7 @@ def _status(
     dead = written.dead_seconds + newly_dead(job.status.incidents, incidents)
     ledger = ledger.model_copy(update={"dead_seconds": dead})
     if base.start_time is not None or written.forecast is not None:
-        view = forecast(ledger, incidents, job.spec.num_nodes)
+        view = forecast(ledger, incidents, job.spec.num_nodes, job.spec.checkpoint.auto_bounds)
         ledger = ledger.model_copy(update={"forecast": view})
     changes = {
         "phase": outcome.phase,
@@ -87,6 +88,9 @@ def _status(
         "nodes": _counts(job, taken, base.round, outcome.phase),
         "incidents": incidents,
         "ledger": ledger,
+        "checkpoint_interval_seconds": interval_to_tell(
+            job.spec.checkpoint, job.status.checkpoint_interval_seconds, ledger.forecast
+        ),
     }
     return base.model_copy(update=changes), notes
 

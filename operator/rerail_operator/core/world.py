@@ -109,6 +109,9 @@ class Agent:
     exit: Exit | None = None
     progress: Progress | None = None
     ranks_alive: int = 0
+    advised: int | None = (
+        None  # seconds between checkpoints that its ranks were told; None: it takes no advice
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class Release:
     master_addr: str
     master_port: int
     min_step: int = 0
+    checkpoint_seconds: int = 0  # of training between checkpoints; 0: as the program likes
 
 
 class Effect(StrEnum):

@@ -19,6 +19,7 @@ from rerail_operator.core.manifests import (
 )
 from rerail_operator.core.plan import (
     Action,
+    Advise,
     CreatePod,
     DeleteGang,
     DeleteJob,
@@ -49,6 +50,8 @@ class Orders(Protocol):
     """The coordinator's side that apply needs."""
 
     def send(self, pod_uid: str, order: dict[str, object]) -> bool: ...
+
+    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None: ...
 
 
 class Sightings(Protocol):
@@ -96,7 +99,7 @@ class Applier:
         begun = self._clock.monotonic()
         calls: list[Action] = []
         for action in ordered:
-            if isinstance(action, OrderJoin | OrderRun | OrderFinish):
+            if isinstance(action, OrderJoin | OrderRun | Advise | OrderFinish):
                 self._order(action)
             else:
                 calls.append(action)
@@ -123,7 +126,7 @@ class Applier:
         await _all([lane() for _ in range(min(LANES, len(batch)))])
         return begun
 
-    def _order(self, action: OrderJoin | OrderRun | OrderFinish) -> None:
+    def _order(self, action: OrderJoin | OrderRun | Advise | OrderFinish) -> None:
         match action:
             case OrderJoin(pod_uids, round_):
                 for uid in pod_uids:
@@ -132,6 +135,9 @@ class Applier:
                 for uid, release in releases.items():
                     body = _release(release)
                     self._orders.send(uid, {"kind": "order", "do": "run", "round": round_, "release": body})
+            case Advise(pod_uids, round_, seconds):
+                for uid in pod_uids:
+                    self._orders.advise(uid, round_, seconds)
             case OrderFinish(pod_uids, code, message):
                 for uid in pod_uids:
                     self._orders.send(
@@ -158,7 +164,7 @@ class Applier:
                 await self._gone(
                     self._cluster.delete(Kind.JOB, target.namespace, target.name, uid=target.uid)
                 )
-            case OrderJoin() | OrderRun() | OrderFinish():
+            case OrderJoin() | OrderRun() | Advise() | OrderFinish():
                 self._order(action)
             case _:
                 assert_never(action)
@@ -287,6 +293,7 @@ def _release(release: Release) -> dict[str, object]:
         "master_addr": release.master_addr,
         "master_port": release.master_port,
         "min_step": release.min_step,
+        "checkpoint_seconds": release.checkpoint_seconds,
     }
 
 
@@ -298,7 +305,7 @@ def _urgency(action: Action) -> int:
             return 1
         case CreatePod():
             return 2
-        case OrderJoin() | OrderRun() | OrderFinish():
+        case OrderJoin() | OrderRun() | Advise() | OrderFinish():
             return 3
         case _:
             assert_never(action)

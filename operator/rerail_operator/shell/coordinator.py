@@ -132,6 +132,15 @@ class Coordinator:
             self._send_order(record)
         return True
 
+    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None:
+        """Pass advice on where the agent is connected. Not kept: its report shows what it has, and a pass
+        that finds it missing says it again.
+        """
+        record = self._roster.get(pod_uid)
+        if record is not None and record.link is not None:
+            told = {"round": round_, "checkpoint_seconds": checkpoint_seconds}
+            record.link.write({"kind": "advice", "term": self._leadership.term, **told})
+
     def forget(self, pod_uid: str) -> None:
         """The pod is gone for good: drop what is known of it and its connection."""
         record = self._roster.forget(pod_uid)

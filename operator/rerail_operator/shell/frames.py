@@ -25,6 +25,7 @@ class ReleaseFrame(msgspec.Struct, frozen=True):
     master_addr: str
     master_port: NotNegative
     min_step: int = 0
+    checkpoint_seconds: NotNegative = 0
 
 
 class ExitFrame(msgspec.Struct, frozen=True):
@@ -54,6 +55,7 @@ class ReportFrame(msgspec.Struct, frozen=True):
     progress: dict[str, Any] | None = None
     progress_age: Age | None = None
     probe_port: int | None = None
+    checkpoint_seconds: NotNegative | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="kind", tag="hello"):

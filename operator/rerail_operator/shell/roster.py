@@ -108,6 +108,7 @@ def observe_report(pod_uid: str, report: ReportFrame, now: datetime, known: Agen
         exit=_exit(report.exit, now, known.exit if known else None),
         progress=_progress(report, now, known.progress if known else None),
         ranks_alive=report.ranks_alive,
+        advised=report.checkpoint_seconds,
     )
 
 
@@ -122,6 +123,7 @@ def _release(frame: ReleaseFrame | None) -> Release | None:
         master_addr=frame.master_addr,
         master_port=frame.master_port,
         min_step=frame.min_step,
+        checkpoint_seconds=frame.checkpoint_seconds,
     )
 
 
