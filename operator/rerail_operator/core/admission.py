@@ -97,7 +97,7 @@ class _Ground:
         found = self._surveys.get(request.shape)
         if found is None:
             found = self._surveys[request.shape] = Survey(request, self._seen)
-            self._before[request.shape] = len(found.fitting())
+            self._before[request.shape] = len(found.fitting_for(len(self._seen)))
             found.review(self._changed.values())
         return found
 

@@ -35,9 +35,9 @@ def place_gang(request: GangRequest, nodes: Nodes) -> Placement | Refusal:
 
 def place_in(found: Survey, num_nodes: int) -> Placement | Refusal:
     """`place_gang` on a survey that is already there."""
-    fitting = found.fitting()
+    fitting = found.fitting_for(num_nodes)
     if len(fitting) < num_nodes:
-        return found.refusal(num_nodes, len(fitting))
+        return found.refusal(num_nodes, len(found.fitting()))
     taken = tightest([domain(node) for node in fitting], num_nodes)
     return Placement({rank: fitting[index].name for rank, index in enumerate(taken)})
 
@@ -57,9 +57,9 @@ def place_missing(
     ranks = sorted(set(missing_ranks) - set(keep))
     held = dict.fromkeys(keep.values(), HELD)
     found = survey(replace(request, excluded={**request.excluded, **held}), nodes)
-    fitting = found.fitting()
+    fitting = found.fitting_for(len(ranks))
     if len(fitting) < len(ranks):
-        return found.refusal(len(ranks), len(fitting))
+        return found.refusal(len(ranks), len(found.fitting()))
     placed = _as_wished(ranks, fitting, wished or {})
     others = [rank for rank in ranks if rank not in placed]
     used = set(placed.values())

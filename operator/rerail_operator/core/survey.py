@@ -49,6 +49,7 @@ class Obstacle(IntEnum):
     FULL = 6
     TOO_SMALL = 7
     NOT_CHOSEN = 8
+    STRUCK = 9
 
 
 _SENTENCES: Final = {
@@ -61,6 +62,7 @@ _SENTENCES: Final = {
     Obstacle.FULL: ("has less than {} free", "have less than {} free"),
     Obstacle.TOO_SMALL: ("is too small for {}", "are too small for {}"),
     Obstacle.NOT_CHOSEN: ("does not match nodeSelector or affinity", "do not match nodeSelector or affinity"),
+    Obstacle.STRUCK: ("is avoided for {}", "are avoided for {}"),
 }
 
 
@@ -83,6 +85,24 @@ class Survey:
     def fitting(self) -> list[Node]:
         """Nodes that can take one pod now, in topology order."""
         return [node for node, verdict in zip(self.nodes, self._verdicts, strict=True) if verdict is None]
+
+    def fitting_for(self, want: int) -> list[Node]:
+        """As `fitting`; where that is less than `want`, with as many of the avoided nodes as are missing.
+
+        A gang that waits for days loses more than one that is interrupted once more.
+        """
+        taken = self.fitting()
+        missing = want - len(taken)
+        if missing <= 0:
+            return taken
+        taken = []
+        for node, verdict in zip(self.nodes, self._verdicts, strict=True):
+            if verdict is not None and verdict.obstacle is Obstacle.STRUCK and missing > 0:
+                missing -= 1
+                verdict = None
+            if verdict is None:
+                taken.append(node)
+        return taken
 
     def review(self, changed: Iterable[Node]) -> None:
         """Look again at nodes whose free resources have changed."""
@@ -144,7 +164,7 @@ class Survey:
             return Cause(Obstacle.TAINTED, f"{taint.key}{value}:{taint.effect}")
         if (short := self._short(node.free)) is not None:
             return Cause(Obstacle.FULL, short)
-        return None
+        return Cause(Obstacle.STRUCK, node.struck) if node.struck else None
 
     def _short(self, have: Resources) -> str | None:
         for name, amount in self._needs:

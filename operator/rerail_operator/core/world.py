@@ -154,6 +154,7 @@ class Node:
     free: Resources = field(default_factory=dict)
     deleting: bool = False
     not_ready_since: datetime | None = None
+    struck: str = ""  # what is held against it across jobs: taken only where there is no other
 
 
 @dataclass(frozen=True, slots=True)

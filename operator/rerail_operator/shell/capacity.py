@@ -19,6 +19,20 @@ class Capacity:
         self._stale: set[str] = set()
         self._ready: dict[str, Node] = {}
         self._snapshot: Nodes | None = None
+        self._struck: Mapping[str, str] = {}
+
+    @property
+    def struck(self) -> Mapping[str, str]:
+        """Nodes that are avoided, with the reason."""
+        return self._struck
+
+    def mark(self, struck: Mapping[str, str]) -> bool:
+        """These nodes are avoided from now on, no others. Whether that let any node in again."""
+        before, self._struck = self._struck, dict(struck)
+        for name in before.keys() | struck.keys():
+            if before.get(name) != struck.get(name):
+                self._touch(name)
+        return not before.keys() <= struck.keys()
 
     def put_node(self, node: Node) -> None:
         self._nodes[node.name] = node
@@ -58,7 +72,8 @@ class Capacity:
         if node is None:
             self._ready.pop(name, None)
         else:
-            self._ready[name] = replace(node, free=_less(node.allocatable, self._taken.get(name, {})))
+            free = _less(node.allocatable, self._taken.get(name, {}))
+            self._ready[name] = replace(node, free=free, struck=self._struck.get(name, ""))
 
     def _change(self, node: str, requests: Resources, sign: int) -> None:
         if not node:

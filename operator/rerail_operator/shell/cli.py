@@ -23,6 +23,9 @@ LEDGER_HELP = """Prints where a job's wall clock went, by stage, what each inter
 model of effective training time expects. Reads the TrainingJob from the cluster, as kubectl would, or a file:
 the report of `rerail run --report`, or a TrainingJob as `kubectl get -o yaml` prints it."""
 
+NODES_HELP = """Prints the nodes that interruptions of jobs speak against: a node with three strikes in seven days
+is avoided by all jobs as long as there are others, never more than 5 % of like nodes. --clear lets one in again."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
@@ -32,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _explain(options, console)
     if options.command == "ledger":
         return _ledger(options, console)
+    if options.command == "nodes":
+        return _nodes(options, console)
     return _run(options, console)
 
 
@@ -78,6 +83,18 @@ def _ledger(options: argparse.Namespace, console: Console) -> int:
     return OK
 
 
+def _nodes(options: argparse.Namespace, console: Console) -> int:
+    from rerail_operator.shell.strikes.command import NoNodes, Wish, show
+
+    wish = Wish(options.namespace, options.clear, options.all, options.kubeconfig, options.context)
+    try:
+        show(wish, console)
+    except NoNodes as error:
+        console.complain(f"rerail nodes: {error}")
+        return BAD_INPUT
+    return OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rerail", description="Keeps PyTorch training jobs training.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -87,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("snapshot", type=Path, help="file with a saved world")
     _add_ledger(commands.add_parser("ledger", help="say where a job's time went", description=LEDGER_HELP))
+    _add_nodes(commands.add_parser("nodes", help="say which nodes fail again and again", description=NODES_HELP))
     return parser
 
 
@@ -118,10 +136,27 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 def _add_ledger(ledger: argparse.ArgumentParser) -> None:
     ledger.add_argument("job", nargs="?", metavar="JOB", help="name of a TrainingJob on the cluster")
     ledger.add_argument("-n", "--namespace", metavar="NS", help="its namespace (default: the context's)")
-    ledger.add_argument("--kubeconfig", metavar="FILE", help="(default: as kubectl)")
-    ledger.add_argument("--context", metavar="NAME", help="of the kubeconfig (default: the current one)")
+    _add_credentials(ledger)
     ledger.add_argument("--report", type=Path, metavar="FILE", help="read this file and no cluster")
     ledger.add_argument("--plot", type=Path, metavar="FILE", help="draw it too: .png or .svg (matplotlib)")
+
+
+def _add_nodes(nodes: argparse.ArgumentParser) -> None:
+    nodes.add_argument("--clear", metavar="NODE", help="drop what is held against this node")
+    nodes.add_argument("--all", action="store_true", help="nodes without strikes too")
+    nodes.add_argument(
+        "-n",
+        "--namespace",
+        metavar="NS",
+        default="rerail-system",
+        help="the operator's namespace (default: rerail-system)",
+    )
+    _add_credentials(nodes)
+
+
+def _add_credentials(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--kubeconfig", metavar="FILE", help="(default: as kubectl)")
+    command.add_argument("--context", metavar="NAME", help="of the kubeconfig (default: the current one)")
 
 
 def _port(text: str) -> int:

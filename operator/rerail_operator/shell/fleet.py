@@ -132,6 +132,16 @@ class Fleet:
         """A snapshot: free = allocatable - all living bound pods - our pinned pods - `reserved`."""
         return self._capacity.snapshot(reserved)
 
+    @property
+    def struck(self) -> Mapping[str, str]:
+        """Nodes that are avoided for what is held against them across jobs, with the reason."""
+        return self._capacity.struck
+
+    def mark_struck(self, struck: Mapping[str, str]) -> None:
+        """These nodes are avoided from now on, no others."""
+        if self._capacity.mark(struck):
+            self._on_capacity()
+
     def note_job(self, raw: Object) -> None:
         """Take over the server's reply to our write of a job until the stream catches up."""
         self._jobs.note(job_record(raw), raw["metadata"]["resourceVersion"])

@@ -56,6 +56,7 @@ def gauges(parts: Parts) -> tuple[Gauge, ...]:
     age = of_engine(lambda engine: engine.fleet.stream_age())
     return (
         Gauge("rerail_leader", leads, lambda: float(parts.leadership.is_leader)),
+        Gauge("rerail_nodes_struck", "Nodes avoided by all jobs.", of_engine(lambda e: len(e.fleet.struck))),
         Gauge("rerail_leader_term", term, lambda: parts.leadership.term),
         Gauge("rerail_agents_connected", "Agents connected here.", lambda: parts.coordinator.connections),
         Gauge("rerail_workqueue_depth", "Jobs that wait for a pass.", of_engine(lambda e: e.queue.depth)),

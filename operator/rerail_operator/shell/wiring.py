@@ -28,6 +28,7 @@ from .leader import Candidate, Leadership
 from .metrics import Metrics
 from .probes import Probes
 from .settings import Settings
+from .strikes.keeper import StrikeKeeper
 from .tls import Authority, AuthorityUnreadable, load_or_create_authority, server_context
 from .tokens import ServiceAccountVerifier
 from .vitals import checks, gauges
@@ -156,9 +157,18 @@ class Operator:
         self._spawn(self.leadership.run(), "leadership")
         await self.leadership.wait_elected()
         self._spawn(self.recorder.run(), "events")
+        await self._keep_strikes(engine)
         await engine.lead()
         self._server = JobServer(engine.enqueue)
         self._server.start()
+
+    async def _keep_strikes(self, engine: Engine) -> None:
+        """Before the first pass: no job is placed on a node that has long been struck."""
+        where = (self._cluster, self._settings.namespace)
+        keeper = StrikeKeeper(*where, engine.fleet, self.leadership, self._clock)
+        engine.on_pass.append(keeper.passed)
+        await keeper.open()
+        self._spawn(keeper.run(), "node strikes")
 
     # -- inside -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,138 @@
+"""The leader's book of strikes: incidents of all jobs in, one guarded write out, and the mark on the nodes.
+
+Nothing here is needed to be right: a new leader reads the ConfigMap and enters every job's incidents again.
+"""
+
+import asyncio
+import logging
+
+from rerail_operator.core.plan import Plan
+from rerail_operator.core.strikes import Account, Book, account_of, avoided_nodes, entered, in_words, verdicts
+from rerail_operator.core.world import World
+from rerail_operator.shell.clock import Clock
+from rerail_operator.shell.cluster import AlreadyExists, Cluster, ClusterError, Conflict, Kind, NotFound, Object
+from rerail_operator.shell.fleet import Fleet
+from rerail_operator.shell.keys import JobKey
+from rerail_operator.shell.leader import Leading
+from rerail_operator.shell.strikes.record import NAME, book_of, data_of, fresh
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 10.0
+"""How soon it is noticed that a person cleared a node, that nodes came or went, that strikes are over."""
+SOON_SECONDS = 0.5
+"""Incidents of many jobs come together: one write tells them all."""
+PATIENCE_SECONDS = 5.0
+
+Incidents = tuple[tuple[int, str, str | None], ...]
+
+
+class StrikeKeeper:
+    """`passed` goes into the engine's `on_pass`; `open` before the first pass, `run` from then on."""
+
+    def __init__(
+        self, cluster: Cluster, namespace: str, fleet: Fleet, leadership: Leading, clock: Clock
+    ) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._fleet = fleet
+        self._leadership = leadership
+        self._clock = clock
+        self._stored: Object | None = None
+        self._book: Book = {}
+        self._accounts: dict[str, Account] = {}  # by job UID; gone jobs until what they say is written
+        self._told: dict[str, Incidents] = {}
+        self._news = asyncio.Event()
+        self._trouble = ""
+
+    def passed(self, key: JobKey, world: World, plan: Plan) -> None:
+        """Take over what this job's incidents say, where that is new. Cheap: called in every pass."""
+        if world.job is None:
+            return
+        incidents = world.job.status.incidents
+        told = tuple((i.number, i.class_.value, i.node) for i in incidents)
+        if told and told != self._told.get(world.uid):
+            self._told[world.uid] = told
+            self._accounts[world.uid] = account_of(world.job, world.nodes)
+            self._news.set()
+
+    async def open(self) -> None:
+        """One look before anything is placed; where the API server does not answer, `run` looks again."""
+        await self._attempt(write=False)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._pause()
+            await self._attempt(write=True)
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._news.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(SOON_SECONDS)
+
+    async def _attempt(self, write: bool) -> None:
+        self._news.clear()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._read()
+                if write and self._leadership.is_leader:
+                    await self._write()
+        except (Conflict, AlreadyExists):
+            self._news.set()  # somebody else wrote: enter the accounts into what stands there now
+        except (ClusterError, TimeoutError) as error:
+            # What cannot be written now is in the jobs' statuses: it counts already, and is written later.
+            self._book = entered(self._book, self._accounts.values(), self._clock.now())
+            self._tell(f"{type(error).__name__}: {error}")
+        else:
+            self._tell("")
+        self._mark()
+
+    async def _read(self) -> None:
+        try:
+            self._stored = await self._cluster.get(Kind.CONFIG_MAP, self._namespace, NAME)
+        except NotFound:
+            self._stored = None
+        stored = book_of(self._stored) if self._stored is not None else {}
+        self._book = entered(stored, self._accounts.values(), self._clock.now())
+
+    async def _write(self) -> None:
+        """Nothing, where the ConfigMap says all of it already."""
+        written = tuple(self._accounts)
+        data = data_of(self._book)
+        if self._stored is None and data:
+            await self._cluster.create(
+                Kind.CONFIG_MAP, self._namespace, {**fresh(self._namespace), "data": data}
+            )
+        elif self._stored is not None and data != (self._stored.get("data") or {}):
+            await self._cluster.replace(Kind.CONFIG_MAP, self._namespace, {**self._stored, "data": data})
+        live = {raw["metadata"]["uid"] for raw in self._fleet.jobs()}
+        for uid in written:
+            if uid not in live:
+                del self._accounts[uid]
+                self._told.pop(uid, None)
+
+    def _mark(self) -> None:
+        """Tell placement, and the log where that changes anything."""
+        found = verdicts(self._book, self._fleet.nodes({}), self._clock.now())
+        avoided, before = avoided_nodes(found), self._fleet.struck
+        for node in avoided.keys() - before.keys():
+            until = found[node].until
+            log.warning(
+                "node %s is avoided by all jobs until %s: %s; `rerail nodes --clear %s` lets it in again",
+                *(node, f"{until:%Y-%m-%d %H:%M} UTC" if until else "then", avoided[node], node),
+            )
+        for node in before.keys() - avoided.keys():
+            verdict = found.get(node)
+            why = f"{in_words(verdict)}, {verdict.state.value}" if verdict else "its strikes are over"
+            log.info("node %s is no longer avoided: %s", node, why)
+        if avoided != before:
+            self._fleet.mark_struck(avoided)
+
+    def _tell(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            log.error("strikes against nodes are not kept in ConfigMap %s: %s", NAME, trouble)
+        self._trouble = trouble
