@@ -54,6 +54,22 @@ CASES: dict[str, tuple[Scene, Want]] = {
             status={"ledger.stage": "placement"},
         ),
     ),
+    "a place that is avoided by now is planned again elsewhere": (
+        admitted().node("n0", struck="3 strikes in 7 days"),
+        Want("PlacingPods", ("create 0 on n2 in round 1", "create 1 on n1 in round 1")),
+    ),
+    "an avoided node is better than no gang, and that is said": (
+        admitted().node("n0", struck="3 strikes in 7 days").full("n2"),
+        Want(
+            "PlacingPods",
+            ("create 0 on n0 in round 1", "create 1 on n1 in round 1"),
+            says="creating 2 of 2 pods; for want of others with n0 (3 strikes in 7 days)",
+        ),
+    ),
+    "nobody who runs on an avoided node is moved": (
+        running().node("n0", struck="3 strikes in 7 days"),
+        Want("AllRanksRunning", phase="Running"),
+    ),
     "a claim that was forgotten is planned again": (
         admitted().see(claim=None).full("n0"),
         Want("PlacingPods", ("create 0 on n1 in round 1", "create 1 on n2 in round 1")),

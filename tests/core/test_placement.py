@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -109,6 +109,23 @@ CASES = {
         2,
         "InsufficientNodes: needs 2 nodes with 8 free nvidia.com/gpu; 1 fits; 1 is left out (lost in round 3): b",
         excluded={"b": "lost in round 3"},
+    ),
+    "an avoided node is taken by nobody while there are others": Case(
+        (replace(a_node("a"), struck="3 strikes in 7 days"), *ready("b", "c")), 2, ["b", "c"]
+    ),
+    "an avoided node is taken where the gang fits in no other way": Case(
+        (replace(a_node("a"), struck="3 strikes in 7 days"), *ready("b", "c")), 3, ["a", "b", "c"]
+    ),
+    "no more avoided nodes are taken than are missing": Case(
+        tuple(replace(node, struck="3 strikes in 7 days") for node in ready("a", "b")) + ready("c"),
+        2,
+        ["a", "c"],
+    ),
+    "an avoided node that would not have been enough is told": Case(
+        (replace(a_node("a"), struck="3 strikes in 7 days"), *ready("b"), a_node("c", free_gpus=0)),
+        3,
+        "InsufficientNodes: needs 3 nodes with 8 free nvidia.com/gpu; 1 fits; "
+        "1 has less than 8 nvidia.com/gpu free: c; 1 is avoided for 3 strikes in 7 days: a",
     ),
     "many names are cut after five": Case(
         tuple(a_node(f"n{i}", free_gpus=0) for i in range(8)),

@@ -53,6 +53,19 @@ CASES: dict[str, tuple[Scene, Want]] = {
             status={"admitted_time": after(0), "restarts.total": 0, "start_time": None},
         ),
     ),
+    "a place with an avoided node says that there was no other": (
+        fresh()
+        .offered("n0", "n1")
+        .see(dry_run_passed=True)
+        .node("n0", struck="3 strikes in 7 days")
+        .node("n1", struck="4 strikes in 7 days"),
+        Want(
+            "Admitted",
+            intent=True,
+            round=1,
+            says="2 nodes: n0, n1; for want of others with n0 (3 strikes in 7 days) and 1 more",
+        ),
+    ),
     "a refused template holds the job in line with the server's words": (
         fresh().offered("n0", "n1").rejected("DryRun", 'unknown field "spec.containers[0].resource"'),
         Want(

@@ -34,8 +34,10 @@ VERBS = {
 }
 OWN_NAMESPACE = {Kind.LEASE, Kind.SECRET}
 # The in-memory cluster and `rerail run` never meet an API server; the adapter passes kinds on; `rerail ledger`
-# asks with the rights of the person who calls it.
-ELSEWHERE = re.compile(r"/shell/(local/|kube/|ledger/|memory)|/shell/cluster\.py$")
+# and `rerail nodes` ask with the rights of the person who calls them.
+ELSEWHERE = re.compile(r"/shell/(local/|kube/|ledger/|memory)|/shell/(cluster|strikes/command)\.py$")
+OWN_CONFIG_MAP = ("", "configmaps", "update")
+"""One ConfigMap is changed, and it lies in the operator's own namespace; those of jobs are made and read."""
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
 PLAIN_PATHS = ("/openid/", "/.well-known/")
 
@@ -51,7 +53,7 @@ def used() -> tuple[set[Right], set[Right]]:
     for path in sorted(SHELL.rglob("*.py")):
         if not ELSEWHERE.search(path.as_posix()):
             for kind, right in _calls(path):
-                (own if kind in OWN_NAMESPACE else everywhere).add(right)
+                (own if kind in OWN_NAMESPACE or right == OWN_CONFIG_MAP else everywhere).add(right)
             everywhere |= _paths(path) | _served_by_kopf(path)
     return everywhere, own
 

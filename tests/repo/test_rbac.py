@@ -3,6 +3,7 @@
 import yaml
 
 from rerail_operator.shell.kube.resources import CLUSTER_RIGHTS, OWN_NAMESPACE_RIGHTS
+from rerail_operator.shell.strikes.record import NAME
 
 from .checkout import CHART
 from .rights import granted, used
@@ -32,6 +33,13 @@ def test_no_rule_is_a_wildcard_and_secrets_stay_at_home() -> None:
     cluster, namespace = granted()
     assert [right for right in cluster | namespace if "*" in right] == []
     assert [right for right in cluster if right[1] in ("secrets", "leases", "*")] == []
+
+
+def test_one_config_map_only_can_be_changed() -> None:
+    rules = yaml.safe_load((CHART / "files" / "rbac-rules.yaml").read_text())
+    (rule,) = (r for r in rules["namespace"] if "configmaps" in r["resources"])
+    assert (rule["resourceNames"], rule["verbs"]) == ([NAME], ["update"])
+    assert all("update" not in r["verbs"] for r in rules["cluster"] if "configmaps" in r.get("resources", ()))
 
 
 def test_one_crd_only_can_be_read() -> None:

@@ -12,7 +12,7 @@ from .gang import Seat
 from .ledger import gathering_stage
 from .names import pod_name
 from .outcome import Outcome
-from .placement import gang_request, place_missing
+from .placement import gang_request, place_missing, taken_all_the_same
 from .plan import CreatePod, FreezeTemplate
 from .queueing import NAME_TAKEN, give_back
 from .reasons import Reason
@@ -122,7 +122,8 @@ def _fill(
     return starting(
         job,
         Reason.PLACING_PODS,
-        f"creating {len(creates)} of {job.spec.num_nodes} pods",
+        f"creating {len(creates)} of {job.spec.num_nodes} pods"
+        + taken_all_the_same(world.nodes, [pod.node for pod in creates]),
         gathering_stage(taken, round_),
         actions=(*tidy, *creates),
         placement=plan,

@@ -16,7 +16,15 @@ from .survey import GangRequest, Survey, survey
 from .topology import Domain, domain, tightest
 from .world import Node, Nodes, Placement, Refusal, Resources
 
-__all__ = ["GangRequest", "claimed", "gang_request", "place_gang", "place_in", "place_missing"]
+__all__ = [
+    "GangRequest",
+    "claimed",
+    "gang_request",
+    "place_gang",
+    "place_in",
+    "place_missing",
+    "taken_all_the_same",
+]
 
 HELD = "holds another pod of this job"
 
@@ -125,6 +133,15 @@ def _take(shelves: Mapping[Domain, deque[str]], near: Domain, free: set[str]) ->
                 free.discard(name)
                 return name
     raise AssertionError("more missing ranks than fitting nodes")
+
+
+def taken_all_the_same(nodes: Nodes, names: Iterable[str]) -> str:
+    """The end of a sentence about avoided nodes among these; empty where there is none."""
+    found = [node for name in names if (node := nodes.get(name)) is not None and node.struck]
+    if not found:
+        return ""
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"; for want of others with {found[0].name} ({found[0].struck}){more}"
 
 
 def claimed(nodes: Nodes, placement: Placement, resources: Resources) -> tuple[Node, ...]:

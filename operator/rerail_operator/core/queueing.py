@@ -10,6 +10,7 @@ from .conditions import stop_is_ordered
 from .gang import may_still_run
 from .names import revision_name, template_hash
 from .outcome import Outcome
+from .placement import taken_all_the_same
 from .plan import DeleteGang, DryRunPod, Level, Note
 from .reasons import Reason
 from .template_facts import checkpoint_is_durable, num_proc
@@ -80,7 +81,7 @@ def queue(world: World, job: TrainingJob, now: datetime) -> Outcome:
             requeue_after=timedelta(seconds=1),
             because="strict dry run before the first pod",
         )
-    return _admit(job, offer, now)
+    return _admit(world, job, offer, now)
 
 
 def _held(job: TrainingJob, reason: Reason, message: str) -> Outcome:
@@ -142,11 +143,11 @@ def _rejected(job: TrainingJob, rejection: Rejection, now: datetime) -> Outcome:
     )
 
 
-def _admit(job: TrainingJob, offer: Placement, now: datetime) -> Outcome:
+def _admit(world: World, job: TrainingJob, offer: Placement, now: datetime) -> Outcome:
     status = job.status
     shape = shape_hash(job)
     where = ", ".join(list(offer.nodes.values())[:4]) + (", ..." if len(offer.nodes) > 4 else "")
-    message = f"{len(offer.nodes)} nodes: {where}"
+    message = f"{len(offer.nodes)} nodes: {where}{taken_all_the_same(world.nodes, offer.nodes.values())}"
     durable, sentence = checkpoint_is_durable(job.spec.template, job.spec.checkpoint.path)
     why = Reason.VOLUME_IS_DURABLE if durable else Reason.VOLUME_IS_NOT_DURABLE
     notes = [Note(Reason.ADMITTED, f"round {status.round + 1}: {message}")]

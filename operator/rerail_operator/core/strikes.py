@@ -32,6 +32,8 @@ TOGETHER: Final = timedelta(seconds=10)
 DOMAIN_NODES: Final = 3
 """So many nodes of one topology domain within `TOGETHER` fell by one cause: they share one strike."""
 
+_WITNESS: Final = {kind: witness_of(kind) for kind in IncidentClass}
+
 
 @dataclass(frozen=True, slots=True)
 class Strike:
@@ -107,7 +109,7 @@ def account_of(job: TrainingJob, nodes: Nodes) -> Account:
     for incident in job.status.incidents:
         if incident.node is None or incident.start_time is None:
             continue
-        if witness_of(incident.class_) is Witness.NOBODY:
+        if _WITNESS[incident.class_] is Witness.NOBODY:
             continue
         node = nodes.get(incident.node)
         strike = Strike(
@@ -148,7 +150,7 @@ def entered(book: Book, accounts: Iterable[Account], now: datetime) -> Book:
 
 
 def bounded(book: Book, now: datetime) -> Book:
-    """The book without what is over, no node with more than its newest 8 strikes, no more than 1,000 nodes."""
+    """The book without what is over; of each node the newest 8 strikes, of the nodes the last 1,000."""
     pages: list[tuple[datetime, str, Record]] = []
     for node, record in book.items():
         cleared = record.cleared if record.cleared and record.cleared > now - WINDOW else None
@@ -174,8 +176,9 @@ def cleared(book: Book, node: str, now: datetime) -> Book:
 
 def verdicts(book: Book, nodes: Nodes, now: datetime) -> dict[str, Verdict]:
     """Every node of the book judged; never more than 5 % of like nodes are avoided."""
+    book = bounded(book, now)
     weights = _weights(book)
-    found = {node: _judged(node, record, weights, now) for node, record in bounded(book, now).items()}
+    found = {node: _judged(node, record, weights, now) for node, record in book.items()}
     limits = _limits(nodes)
     pools: dict[frozenset[str], list[str]] = {}
     for name, verdict in found.items():
@@ -189,7 +192,7 @@ def verdicts(book: Book, nodes: Nodes, now: datetime) -> dict[str, Verdict]:
         struck.sort(key=lambda name: (found[name].since or now, name), reverse=True)
         size, limit = limits[pool]
         for name in struck[limit:]:
-            why = f"{_many(len(struck))} struck, and no more than {limit} of {size} like nodes (5 %) are avoided"
+            why = f"{_many(len(struck))} struck, and at most {limit} of {size} like nodes (5 %) are avoided"
             found[name] = replace(found[name], state=State.LET_IN, why=why)
     return found
 
@@ -211,14 +214,14 @@ def number(weight: Fraction) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """What each strike weighs: 1, or its share where a whole domain fell at once."""
+    """What strikes weigh: each 1, or its share where a whole domain fell at once."""
 
     shares: Mapping[tuple[str, tuple[str, int]], int] = field(default_factory=dict)
 
     def together(self, node: str, strikes: Iterable[Strike]) -> Fraction:
         listed = list(strikes)
-        told = {s.namespace for s in listed if witness_of(s.kind) is Witness.PROGRAM}
-        counts = [s for s in listed if witness_of(s.kind) is Witness.CLUSTER or len(told) > 1]
+        told = {s.namespace for s in listed if _WITNESS[s.kind] is Witness.PROGRAM}
+        counts = [s for s in listed if _WITNESS[s.kind] is Witness.CLUSTER or len(told) > 1]
         return sum((Fraction(1, self.shares.get((node, s.key), 1)) for s in counts), Fraction(0))
 
 
@@ -239,7 +242,7 @@ def _judged(node: str, record: Record, weights: _Weights, now: datetime) -> Verd
 
 
 def _weights(book: Book) -> _Weights:
-    """Nodes of one domain that fell within ten seconds share one strike: the narrowest such domain decides."""
+    """Nodes of one domain that fell within ten seconds share one strike, in the narrowest such domain."""
     falls: dict[Domain, list[tuple[datetime, str]]] = {}
     for node, record in book.items():
         for strike in record.strikes:
@@ -260,9 +263,7 @@ def _weights(book: Book) -> _Weights:
 
 def _domains(strike: Strike) -> list[Domain]:
     """The domains in which the node stood, narrowest first."""
-    return [
-        strike.domain[:level] for level in range(len(strike.domain), 0, -1) if strike.domain[level - 1]
-    ]
+    return [strike.domain[:level] for level in range(len(strike.domain), 0, -1) if strike.domain[level - 1]]
 
 
 def _fallen_with(fallen: list[tuple[datetime, str]], at: datetime) -> int:

@@ -23,8 +23,9 @@ LEDGER_HELP = """Prints where a job's wall clock went, by stage, what each inter
 model of effective training time expects. Reads the TrainingJob from the cluster, as kubectl would, or a file:
 the report of `rerail run --report`, or a TrainingJob as `kubectl get -o yaml` prints it."""
 
-NODES_HELP = """Prints the nodes that interruptions of jobs speak against: a node with three strikes in seven days
-is avoided by all jobs as long as there are others, never more than 5 % of like nodes. --clear lets one in again."""
+NODES_HELP = """Prints the nodes that interruptions of jobs speak against. A node with three strikes in seven
+days is avoided by all jobs while there are others, and never more than 5 % of like nodes are. --clear lets
+one in again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("snapshot", type=Path, help="file with a saved world")
     _add_ledger(commands.add_parser("ledger", help="say where a job's time went", description=LEDGER_HELP))
-    _add_nodes(commands.add_parser("nodes", help="say which nodes fail again and again", description=NODES_HELP))
+    _add_nodes(
+        commands.add_parser("nodes", help="say which nodes fail again and again", description=NODES_HELP)
+    )
     return parser
 
 

@@ -167,7 +167,7 @@ class Operator:
         where = (self._cluster, self._settings.namespace)
         keeper = StrikeKeeper(*where, engine.fleet, self.leadership, self._clock)
         engine.on_pass.append(keeper.passed)
-        await keeper.open()
+        await keeper.step()
         self._spawn(keeper.run(), "node strikes")
 
     # -- inside -------------------------------------------------------------------------------------------

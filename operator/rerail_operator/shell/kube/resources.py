@@ -56,5 +56,6 @@ CLUSTER_RIGHTS: Final[Mapping[tuple[str, str], frozenset[str]]] = {
 OWN_NAMESPACE_RIGHTS: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("coordination.k8s.io", "leases"): frozenset({"create", "get", "update"}),
     ("", "secrets"): frozenset({"create", "get"}),
+    ("", "configmaps"): frozenset({"update"}),
 }
 """The same within the operator's own namespace only."""

@@ -1,4 +1,4 @@
-"""`rerail nodes`: reads nodes and strikes with the rights of the person who asks, and clears a node by hand."""
+"""`rerail nodes`: reads nodes and strikes with the rights of whoever asks, and clears a node by hand."""
 
 import asyncio
 from dataclasses import dataclass
@@ -63,9 +63,8 @@ async def _clear(cluster: Cluster, wish: Wish, now: datetime) -> str:
         config_map = await _config_map(cluster, wish)
         book: Book = book_of(config_map) if config_map is not None else {}
         if config_map is None or node not in book:
-            raise NoNodes(
-                f"nothing is held against a node {node}; `rerail nodes -n {wish.namespace}` lists those with strikes"
-            )
+            look = f"`rerail nodes -n {wish.namespace}` lists the nodes with strikes"
+            raise NoNodes(f"nothing is held against a node {node}; {look}")
         count = len(book[node].strikes)
         data = data_of(cleared(book, node, now))
         try:

@@ -10,7 +10,15 @@ from rerail_operator.core.plan import Plan
 from rerail_operator.core.strikes import Account, Book, account_of, avoided_nodes, entered, in_words, verdicts
 from rerail_operator.core.world import World
 from rerail_operator.shell.clock import Clock
-from rerail_operator.shell.cluster import AlreadyExists, Cluster, ClusterError, Conflict, Kind, NotFound, Object
+from rerail_operator.shell.cluster import (
+    AlreadyExists,
+    Cluster,
+    ClusterError,
+    Conflict,
+    Kind,
+    NotFound,
+    Object,
+)
 from rerail_operator.shell.fleet import Fleet
 from rerail_operator.shell.keys import JobKey
 from rerail_operator.shell.leader import Leading
@@ -28,7 +36,7 @@ Incidents = tuple[tuple[int, str, str | None], ...]
 
 
 class StrikeKeeper:
-    """`passed` goes into the engine's `on_pass`; `open` before the first pass, `run` from then on."""
+    """`passed` goes into the engine's `on_pass`; one `step` before the first pass, `run` from then on."""
 
     def __init__(
         self, cluster: Cluster, namespace: str, fleet: Fleet, leadership: Leading, clock: Clock
@@ -56,15 +64,11 @@ class StrikeKeeper:
             self._accounts[world.uid] = account_of(world.job, world.nodes)
             self._news.set()
 
-    async def open(self) -> None:
-        """One look before anything is placed; where the API server does not answer, `run` looks again."""
-        await self._attempt(write=False)
-
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             await self._pause()
-            await self._attempt(write=True)
+            await self.step()
 
     async def _pause(self) -> None:
         try:
@@ -74,12 +78,13 @@ class StrikeKeeper:
             return
         await asyncio.sleep(SOON_SECONDS)
 
-    async def _attempt(self, write: bool) -> None:
+    async def step(self) -> None:
+        """One look: what stands in the ConfigMap, what is new, one write, and the mark on the nodes."""
         self._news.clear()
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await self._read()
-                if write and self._leadership.is_leader:
+                if self._leadership.is_leader:
                     await self._write()
         except (Conflict, AlreadyExists):
             self._news.set()  # somebody else wrote: enter the accounts into what stands there now

@@ -1,0 +1,370 @@
+"""What interruptions say about nodes across jobs: who gets a strike, who is avoided, until when, and never too many."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerail_api.status import Incident, IncidentClass
+from rerail_api.v1alpha1 import TrainingJob
+from rerail_operator.core.strikes import (
+    MAX_NODES,
+    PER_NODE,
+    WINDOW,
+    Account,
+    Book,
+    Record,
+    State,
+    Strike,
+    account_of,
+    avoided_nodes,
+    bounded,
+    cleared,
+    entered,
+    in_words,
+    verdicts,
+)
+from rerail_operator.core.world import Nodes
+
+from .ground import RACK, ZONE, a_job, a_node, nodes_of
+
+K = IncidentClass
+NOW = datetime(2026, 5, 8, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def ago(hours: float) -> datetime:
+    return NOW - timedelta(hours=hours)
+
+
+def strike(hours: float, kind: K = K.NODE_LOSS, by: str = "red/gpt", **fields: object) -> Strike:
+    """`by`: namespace/job; every call is an incident of its own unless `number` says so."""
+    namespace, job = by.split("/")
+    known = {"uid": f"uid-{by}", "number": int(hours * 3600) + 1, **fields}
+    return Strike(ago(hours), kind, namespace, job, **known)  # type: ignore[arg-type]
+
+
+def many(count: int, **fields: object) -> Nodes:
+    return nodes_of(*(a_node(f"n{i}", **fields) for i in range(count)))  # type: ignore[arg-type]
+
+
+def losses(node_hours: dict[str, tuple[float, ...]]) -> Book:
+    return {node: Record(tuple(strike(h) for h in hours)) for node, hours in node_hours.items()}
+
+
+FORTY = many(40)
+
+
+@dataclass(frozen=True)
+class Case:
+    strikes: tuple[Strike, ...]
+    state: State | None
+    says: str = ""
+    weight: Fraction = Fraction(0)
+    until: datetime | None = None
+
+
+RACK_7 = ("z", "", "r7")
+ONE_NODE = {
+    "one loss is watched": Case((strike(1),), State.WATCHED, weight=Fraction(1)),
+    "two losses are watched": Case((strike(2), strike(1)), State.WATCHED, weight=Fraction(2)),
+    "three losses within a week are enough": Case(
+        (strike(160), strike(2), strike(1)), State.STRUCK, "", Fraction(3), ago(160) + WINDOW
+    ),
+    "with a fourth it stays avoided until the second is over": Case(
+        (strike(160), strike(100), strike(2), strike(1)), State.STRUCK, "", Fraction(4), ago(100) + WINDOW
+    ),
+    "what is older than a week is over": Case((strike(169), strike(2), strike(1)), State.WATCHED, "", Fraction(2)),
+    "when all is over the node is not spoken of": Case((strike(200),), None),
+    "programs of one namespace strike nobody, however often": Case(
+        tuple(strike(h, K.GPU_FAULT, "red/a") for h in (5, 4, 3, 2, 1)),
+        State.WATCHED,
+        "one namespace's programs",
+    ),
+    "nor do two jobs of one namespace": Case(
+        (strike(3, K.HANG, "red/a"), strike(2, K.GPU_FAULT, "red/b"), strike(1, K.NETWORK, "red/c")),
+        State.WATCHED,
+        "one namespace's programs",
+    ),
+    "programs of two namespaces are believed": Case(
+        (strike(3, K.GPU_FAULT, "red/a"), strike(2, K.HANG, "blue/b"), strike(1, K.GPU_FAULT, "red/a")),
+        State.STRUCK,
+        "",
+        Fraction(3),
+        ago(3) + WINDOW,
+    ),
+    "a program's word does not top up what the cluster saw": Case(
+        (strike(4), strike(3), strike(2, K.GPU_FAULT), strike(1, K.GPU_FAULT)), State.WATCHED, "", Fraction(2)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ONE_NODE.values(), ids=ONE_NODE.keys())
+def test_the_record_of_one_node(case: Case) -> None:
+    found = verdicts({"n1": Record(case.strikes)}, FORTY, NOW)
+    if case.state is None:
+        assert found == {}
+        return
+    verdict = found["n1"]
+    assert (verdict.state, verdict.weight, verdict.until) == (case.state, case.weight, case.until)
+    assert case.says in verdict.why
+    assert ("n1" in avoided_nodes(found)) is (case.state is State.STRUCK)
+
+
+def test_it_says_how_much_is_held_against_a_node() -> None:
+    assert avoided_nodes(verdicts(losses({"n1": (3, 2, 1)}), FORTY, NOW)) == {"n1": "3 strikes in 7 days"}
+
+
+def test_it_is_avoided_until_exactly_when_its_strikes_no_longer_weigh_enough() -> None:
+    book = losses({"n1": (100, 2, 1)})
+    until = verdicts(book, FORTY, NOW)["n1"].until
+    assert until is not None
+    assert verdicts(book, FORTY, until - timedelta(seconds=1))["n1"].state is State.STRUCK
+    assert verdicts(book, FORTY, until)["n1"].state is State.WATCHED
+
+
+# -- never too many
+
+
+def test_beyond_five_percent_whoever_was_struck_first_is_let_in_and_told_so() -> None:
+    book = losses({"n1": (30, 29, 28), "n2": (20, 19, 18), "n3": (10, 9, 8)})
+    found = verdicts(book, FORTY, NOW)
+    assert {name: v.state for name, v in found.items()} == {
+        "n1": State.LET_IN,
+        "n2": State.STRUCK,
+        "n3": State.STRUCK,
+    }
+    assert found["n1"].why == "3 are struck, and at most 2 of 40 like nodes (5 %) are avoided"
+
+
+def test_in_a_cluster_of_less_than_twenty_nodes_none_is_avoided() -> None:
+    book = losses({"n1": (3, 2, 1)})
+    assert verdicts(book, many(19), NOW)["n1"].state is State.LET_IN
+    assert verdicts(book, many(20), NOW)["n1"].state is State.STRUCK
+
+
+def test_nodes_without_accelerators_do_not_make_room_for_striking_those_with() -> None:
+    few = {name: node for name, node in many(10).by_name.items()}
+    others = {f"cpu{i}": a_node(f"cpu{i}", gpus=0) for i in range(100)}
+    found = verdicts(losses({"n1": (3, 2, 1), "cpu1": (3, 2, 1)}), Nodes({**few, **others}), NOW)
+    assert (found["n1"].state, found["cpu1"].state) == (State.LET_IN, State.STRUCK)
+    assert found["n1"].why == "1 is struck, and at most 0 of 10 like nodes (5 %) are avoided"
+
+
+def test_a_node_that_is_gone_takes_nobodys_place() -> None:
+    book = losses({"gone": (3, 2, 1), "n1": (9, 8, 7)})
+    found = verdicts(book, many(20), NOW)
+    assert (found["gone"].state, found["n1"].state) == (State.GONE, State.STRUCK)
+
+
+# -- a whole domain
+
+
+def fallen(count: int, *, apart: float = 1.0, rack: str = "r7") -> Book:
+    """`count` nodes of one rack, each lost once with `apart` seconds between them."""
+    return {
+        f"n{i}": Record((strike(5 - i * apart / 3600, by=f"red/j{i}", domain=("z", "", rack)),))
+        for i in range(count)
+    }
+
+
+def test_nodes_of_a_rack_that_fall_within_ten_seconds_share_one_strike() -> None:
+    found = verdicts(fallen(8), FORTY, NOW)
+    assert {v.weight for v in found.values()} == {Fraction(1, 8)}
+
+
+def test_two_nodes_of_a_rack_are_no_domain() -> None:
+    assert {v.weight for v in verdicts(fallen(2), FORTY, NOW).values()} == {Fraction(1)}
+
+
+def test_nodes_of_a_rack_that_fall_one_by_one_are_struck_each() -> None:
+    assert {v.weight for v in verdicts(fallen(5, apart=30), FORTY, NOW).values()} == {Fraction(1)}
+
+
+def test_a_zone_counts_as_a_domain_where_no_narrower_one_fell() -> None:
+    book = {f"n{i}": Record((strike(1, by=f"red/j{i}", domain=("z", "", f"r{i}")),)) for i in range(4)}
+    assert {v.weight for v in verdicts(book, FORTY, NOW).values()} == {Fraction(1, 4)}
+
+
+def test_nodes_that_do_not_say_where_they_stand_are_no_domain() -> None:
+    book = {f"n{i}": Record((strike(1, by=f"red/j{i}"),)) for i in range(4)}
+    assert {v.weight for v in verdicts(book, FORTY, NOW).values()} == {Fraction(1)}
+
+
+def test_a_rack_that_fell_three_times_strikes_none_of_its_nodes() -> None:
+    book: dict[str, Record] = {}
+    for fall in range(3):
+        for node in range(6):
+            when = strike(50 - fall * 10, by=f"red/j{node}", domain=RACK_7)
+            before = book.get(f"n{node}", Record()).strikes
+            book[f"n{node}"] = Record((*before, when))
+    found = verdicts(book, FORTY, NOW)
+    assert {(v.state, v.weight) for v in found.values()} == {(State.WATCHED, Fraction(1, 2))}
+    assert in_words(found["n0"]) == "0.5 strikes in 7 days"
+
+
+# -- from incidents to strikes
+
+
+def interrupted(*incidents: Incident, uid: str = "u1") -> TrainingJob:
+    job = a_job()
+    meta = job.metadata.model_copy(update={"uid": uid})
+    status = job.status.model_copy(update={"incidents": incidents})
+    return job.model_copy(update={"metadata": meta, "status": status})
+
+
+def incident(number: int, kind: K = K.NODE_LOSS, node: str | None = "n1", hours: float = 1.0) -> Incident:
+    return Incident(number=number, round=number, class_=kind, node=node, start_time=ago(hours))
+
+
+def told(*incidents: Incident, uid: str = "u1", nodes: Nodes = FORTY) -> Account:
+    return account_of(interrupted(*incidents, uid=uid), nodes)
+
+
+SPEAK = {
+    K.NODE_LOSS: True,
+    K.NETWORK: True,
+    K.GPU_FAULT: True,
+    K.HANG: True,
+    K.PREEMPTION: False,
+    K.DRAIN: False,
+    K.OUT_OF_MEMORY: False,
+    K.CONTAINER_LOSS: False,
+    K.PROCESS_FAULT: False,
+    K.USER_ERROR: False,
+    K.NUMERIC: False,
+    K.BAD_DATA: False,
+    K.CHECKPOINT_FAULT: False,
+    K.RENDEZVOUS_FAULT: False,
+    K.CONTROL_PLANE: False,
+    K.UNPLACEABLE: False,
+}
+
+
+def test_which_classes_speak_against_a_node() -> None:
+    assert {kind: bool(told(incident(1, kind)).strikes) for kind in K} == SPEAK
+
+
+def test_a_strike_says_who_says_it_and_where_the_node_stood() -> None:
+    nodes = nodes_of(a_node("n1", labels={ZONE: "z", RACK: "r7"}))
+    ((node, found),) = told(incident(4), nodes=nodes).strikes
+    assert node == "n1"
+    assert found == Strike(ago(1), K.NODE_LOSS, "team", "gpt", "u1", 4, RACK_7)
+
+
+def test_an_incident_that_names_no_node_strikes_none() -> None:
+    assert told(incident(1, node=None)).strikes == ()
+
+
+def test_an_account_entered_again_changes_nothing() -> None:
+    account = told(incident(1, hours=3), incident(2, hours=1), incident(3, node="n2"))
+    book = entered({}, [account], NOW)
+    assert {node: len(r.strikes) for node, r in book.items()} == {"n1": 2, "n2": 1}
+    assert entered(book, [account], NOW + HOUR) == book
+
+
+def test_a_corrected_incident_takes_its_strike_back() -> None:
+    book = entered({}, [told(incident(1), incident(2, hours=0.5))], NOW)
+    book = entered(book, [told(incident(1, K.PREEMPTION), incident(2, node="n2", hours=0.5))], NOW)
+    assert {node: [s.number for s in r.strikes] for node, r in book.items()} == {"n2": [2]}
+
+
+def test_an_incident_that_the_job_no_longer_remembers_still_counts() -> None:
+    book = entered({}, [told(incident(1), incident(2))], NOW)
+    assert [s.number for s in entered(book, [told(incident(2))], NOW)["n1"].strikes] == [1, 2]
+
+
+def test_a_job_of_the_same_name_made_anew_is_another_witness() -> None:
+    book = entered({}, [told(incident(1)), told(incident(1), uid="u2")], NOW)
+    assert len(book["n1"].strikes) == 2
+
+
+def test_where_a_node_stood_is_kept_when_the_node_is_gone() -> None:
+    nodes = nodes_of(a_node("n1", labels={RACK: "r7"}))
+    book = entered({}, [told(incident(1), nodes=nodes)], NOW)
+    assert entered(book, [told(incident(1), nodes=nodes_of())], NOW) == book
+
+
+def test_a_cleared_node_stays_cleared_although_the_incidents_are_told_again() -> None:
+    account = told(*(incident(n, hours=n) for n in (3, 2, 1)))
+    book = cleared(entered({}, [account], NOW), "n1", NOW)
+    book = entered(book, [account], NOW + HOUR)
+    verdict = verdicts(book, FORTY, NOW + HOUR)["n1"]
+    assert (verdict.state, verdict.why) == (State.CLEARED, "by hand at 2026-05-08 12:00 UTC")
+    late = told(*(incident(n, hours=n) for n in (3, 2, 1)), incident(4, hours=-0.5))
+    assert [s.number for s in entered(book, [late], NOW + HOUR)["n1"].strikes] == [4]
+
+
+def test_clearing_covers_strikes_that_a_faster_clock_wrote() -> None:
+    book = entered({}, [told(incident(1, hours=-0.01))], NOW)
+    assert cleared(book, "n1", NOW)["n1"].strikes == ()
+
+
+# -- whatever comes
+
+NAMES = [f"n{i}" for i in range(60)]
+SOME = many(60)
+incidents = st.builds(
+    lambda node, hours, kind, by, number: (node, strike(hours, kind, by, number=number)),
+    st.sampled_from(NAMES[:12]),
+    st.floats(0, 200),
+    st.sampled_from([K.NODE_LOSS, K.GPU_FAULT, K.HANG, K.NETWORK]),
+    st.sampled_from(["red/a", "red/b", "blue/c"]),
+    st.integers(1, 10_000),
+)
+
+
+def as_book(found: list[tuple[str, Strike]]) -> Book:
+    accounts = [Account(s.uid, frozenset(), ((node, s),)) for node, s in found]
+    return entered({}, accounts, NOW)
+
+
+@given(st.lists(incidents, max_size=120), st.integers(0, 60))
+def test_never_more_than_five_percent_are_avoided(found: list[tuple[str, Strike]], size: int) -> None:
+    nodes = Nodes(dict(list(SOME.by_name.items())[:size]))
+    avoided = avoided_nodes(verdicts(as_book(found), nodes, NOW))
+    assert len(avoided) * 20 <= size
+    assert avoided.keys() <= nodes.by_name.keys()
+
+
+@given(st.lists(incidents, max_size=60), st.lists(incidents, max_size=40))
+def test_programs_of_one_namespace_never_strike_a_node(
+    rest: list[tuple[str, Strike]], lies: list[tuple[str, Strike]]
+) -> None:
+    """Whatever the cluster itself has seen: what one namespace's programs say does not add to it."""
+    seen = [(n, s) for n, s in rest if s.kind is K.NODE_LOSS][:PER_NODE]
+    words = [(n, s) for n, s in lies if s.kind is not K.NODE_LOSS and s.namespace == "red"]
+    before = verdicts(as_book(seen), SOME, NOW)
+    after = verdicts({**as_book(seen), **_joined(as_book(seen), as_book(words))}, SOME, NOW)
+    struck = {name for name, v in before.items() if v.state in (State.STRUCK, State.LET_IN)}
+    assert {n for n, v in after.items() if v.state in (State.STRUCK, State.LET_IN)} <= struck
+
+
+def _joined(one: Book, other: Book) -> Book:
+    return {
+        node: Record((*one.get(node, Record()).strikes, *other.get(node, Record()).strikes))
+        for node in one.keys() | other.keys()
+    }
+
+
+@given(st.lists(incidents, max_size=120))
+def test_a_week_later_nothing_is_left(found: list[tuple[str, Strike]]) -> None:
+    assert bounded(as_book(found), NOW + WINDOW) == {}
+
+
+@given(st.lists(incidents, max_size=120))
+def test_the_book_is_bounded_and_in_an_order_of_its_own(found: list[tuple[str, Strike]]) -> None:
+    book = as_book(found)
+    assert all(len(record.strikes) <= PER_NODE for record in book.values())
+    assert bounded(book, NOW) == book
+    assert list(book) == sorted(book)
+
+
+def test_of_too_many_nodes_those_struck_last_are_kept() -> None:
+    found = [(f"m{i}", strike(1 + i / 1000, number=i)) for i in range(MAX_NODES + 5)]
+    book = as_book(found)
+    assert len(book) == MAX_NODES
+    assert "m0" in book and f"m{MAX_NODES + 4}" not in book
