@@ -78,6 +78,13 @@ ONE_NODE = {
         (strike(160), strike(100), strike(2), strike(1)), State.STRUCK, "", Fraction(4), ago(100) + WINDOW
     ),
     "what is older than a week is over": Case((strike(169), strike(2), strike(1)), State.WATCHED, "", Fraction(2)),
+    "three jobs that lose their node at once count once": Case(
+        (strike(1, by="red/a"), strike(1.001, by="red/b"), strike(1.002, by="blue/c")),
+        State.WATCHED, "", Fraction(1),
+    ),
+    "what programs say of the same moment adds nothing to it": Case(
+        (strike(1), strike(1.001, K.HANG, "red/b"), strike(1.002, K.HANG, "blue/c")), State.WATCHED, "", Fraction(1)
+    ),
     "when all is over the node is not spoken of": Case((strike(200),), None),
     "programs of one namespace strike nobody, however often": Case(
         tuple(strike(h, K.GPU_FAULT, "red/a") for h in (5, 4, 3, 2, 1)),
@@ -273,12 +280,12 @@ def test_a_corrected_incident_takes_its_strike_back() -> None:
 
 
 def test_an_incident_that_the_job_no_longer_remembers_still_counts() -> None:
-    book = entered({}, [told(incident(1), incident(2))], NOW)
+    book = entered({}, [told(incident(1, hours=2), incident(2))], NOW)
     assert [s.number for s in entered(book, [told(incident(2))], NOW)["n1"].strikes] == [1, 2]
 
 
 def test_a_job_of_the_same_name_made_anew_is_another_witness() -> None:
-    book = entered({}, [told(incident(1)), told(incident(1), uid="u2")], NOW)
+    book = entered({}, [told(incident(1)), told(incident(1, hours=2), uid="u2")], NOW)
     assert len(book["n1"].strikes) == 2
 
 
@@ -361,6 +368,15 @@ def test_the_book_is_bounded_and_in_an_order_of_its_own(found: list[tuple[str, S
     assert all(len(record.strikes) <= PER_NODE for record in book.values())
     assert bounded(book, NOW) == book
     assert list(book) == sorted(book)
+
+
+def test_many_jobs_on_one_node_do_not_crowd_out_what_happened_before() -> None:
+    at_once = [strike(hours + job / 3600, by=f"red/j{job}") for hours in (30, 20, 10) for job in range(8)]
+    book = as_book([("n1", s) for s in at_once])
+    assert len(book["n1"].strikes) == 3
+    assert verdicts(book, FORTY, NOW)["n1"].state is State.STRUCK
+    accounts = [Account(s.uid, frozenset((s.number,)), (("n1", s),)) for s in at_once[:8]]
+    assert entered(book, accounts, NOW) == book
 
 
 def test_of_too_many_nodes_those_struck_last_are_kept() -> None:

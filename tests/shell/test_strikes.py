@@ -80,10 +80,16 @@ async def ground(nodes: int = 20) -> AsyncIterator[Ground]:
         await fleet.stop()
 
 
-def lost(count: int, node: str = "n1", uid: str = "uid-job", kind: str = "NodeLoss") -> World:
+def lost(count: int, node: str = "n1", uid: str = "uid-job", minute: int = 0) -> World:
     """A job of which this node was lost so many times, a minute apart."""
     found = [
-        {"number": n, "round": n, "class": kind, "node": node, "startTime": f"2026-01-01T00:{n:02}:00Z"}
+        {
+            "number": n,
+            "round": n,
+            "class": "NodeLoss",
+            "node": node,
+            "startTime": f"2026-01-01T00:{minute + n:02}:00Z",
+        }
         for n in range(1, count + 1)
     ]
     return World(uid, a_job(uid=uid, incidents=found))
@@ -165,7 +171,8 @@ async def test_strikes_of_a_job_that_is_gone_stay() -> None:
     async with ground() as it:
         keeper = it.keeper()
         await passes(keeper, lost(2))  # the fleet has never seen this job: it is deleted by now
-        await passes(keeper, lost(1, uid="uid-next"))
+        it.clock.advance(3600)
+        await passes(keeper, lost(1, uid="uid-next", minute=30))
         assert len(await it.lines("n1")) == 3
 
 

@@ -29,6 +29,7 @@ PER_NODE: Final = 8
 MAX_NODES: Final = 1000
 """The newest strikes are kept; of the nodes those that were struck last."""
 TOGETHER: Final = timedelta(seconds=10)
+"""What happened to one node within this time happened to it once, however many jobs ran on it."""
 DOMAIN_NODES: Final = 3
 """So many nodes of one topology domain within `TOGETHER` fell by one cause: they share one strike."""
 
@@ -155,12 +156,26 @@ def bounded(book: Book, now: datetime) -> Book:
     for node, record in book.items():
         cleared = record.cleared if record.cleared and record.cleared > now - WINDOW else None
         open_since = max(now - WINDOW, cleared or now - WINDOW)
-        left = sorted((s for s in record.strikes if s.at > open_since), key=lambda s: (s.at, s.key))
+        left = _told_once(s for s in record.strikes if s.at > open_since)
         page = Record(tuple(left[-PER_NODE:]), cleared)
         if (newest := page.newest) is not None:
             pages.append((newest, node, page))
     pages.sort(key=lambda page: (page[0], page[1]), reverse=True)
     return {node: page for _, node, page in sorted(pages[:MAX_NODES], key=lambda page: page[1])}
+
+
+def _told_once(strikes: Iterable[Strike]) -> list[Strike]:
+    """In order of time; of what happened at once one word of the cluster, and one of each namespace."""
+    kept: list[Strike] = []
+    since, voices = None, set[str]()
+    for strike in sorted(strikes, key=lambda s: (s.at, s.key)):
+        if since is None or strike.at - since > TOGETHER:
+            since, voices = strike.at, set()
+        voice = "" if _WITNESS[strike.kind] is Witness.CLUSTER else strike.namespace
+        if voice not in voices:
+            kept.append(strike)
+        voices.add(voice)
+    return kept
 
 
 def cleared(book: Book, node: str, now: datetime) -> Book:
@@ -221,8 +236,14 @@ class _Weights:
     def together(self, node: str, strikes: Iterable[Strike]) -> Fraction:
         listed = list(strikes)
         told = {s.namespace for s in listed if _WITNESS[s.kind] is Witness.PROGRAM}
-        counts = [s for s in listed if _WITNESS[s.kind] is Witness.CLUSTER or len(told) > 1]
-        return sum((Fraction(1, self.shares.get((node, s.key), 1)) for s in counts), Fraction(0))
+        total, since = Fraction(0), None
+        for strike in listed:
+            if len(told) < 2 and _WITNESS[strike.kind] is Witness.PROGRAM:
+                continue
+            if since is None or strike.at - since > TOGETHER:
+                since = strike.at
+                total += Fraction(1, self.shares.get((node, strike.key), 1))
+        return total
 
 
 def _judged(node: str, record: Record, weights: _Weights, now: datetime) -> Verdict:
