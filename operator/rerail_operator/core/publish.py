@@ -60,12 +60,7 @@ def _status(
     ledger = written
     if not outcome.unheard:
         ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
-        ledger = with_told_stall(written, ledger, told.stall_seconds if told is not None else None)
-    saved = written.checkpoints + _has_saved(job.status, base)
-    ledger = ledger.model_copy(update={"highest_step": highest_step(written, told), "checkpoints": saved})
-    if base.round != job.status.round:  # other processes, which count from zero
-        stalled = ledger.lost_seconds.get(Stage.CHECKPOINT_STALL, 0.0)
-        ledger = ledger.model_copy(update={"stall_before_round": stalled})
+    ledger = _with_told(ledger, job.status, base, told)
     incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
     if _is_over(incidents, base, stage):
         # What ran unnoticed since the last write was productive already.
@@ -75,11 +70,7 @@ def _status(
     if "restarts" not in outcome.changes and has_moved(job.status, told.step if told is not None else None):
         base = base.model_copy(update={"restarts": base.restarts.model_copy(update={"since_progress": 0})})
     incidents = priced(incidents, accelerators_of(world, job)) if incidents else ()
-    dead = written.dead_seconds + newly_dead(job.status.incidents, incidents)
-    ledger = ledger.model_copy(update={"dead_seconds": dead})
-    if base.start_time is not None or written.forecast is not None:
-        view = forecast(ledger, incidents, job.spec.num_nodes, job.spec.checkpoint.auto_bounds)
-        ledger = ledger.model_copy(update={"forecast": view})
+    ledger = _summed_up(ledger, job, base, incidents)
     changes = {
         "phase": outcome.phase,
         "reason": outcome.reason.value,
@@ -93,6 +84,34 @@ def _status(
         ),
     }
     return base.model_copy(update=changes), notes
+
+
+def _with_told(
+    ledger: Ledger, before: TrainingJobStatus, after: TrainingJobStatus, told: Progress | None
+) -> Ledger:
+    """The ledger with what the program tells of steps and saves."""
+    written = before.ledger
+    ledger = with_told_stall(written, ledger, told.stall_seconds if told is not None else None)
+    changes: dict[str, object] = {
+        "highest_step": highest_step(written, told),
+        "checkpoints": written.checkpoints + _has_saved(before, after),
+    }
+    if after.round != before.round:  # other processes, which count from zero
+        changes["stall_before_round"] = ledger.lost_seconds.get(Stage.CHECKPOINT_STALL, 0.0)
+    return ledger.model_copy(update=changes)
+
+
+def _summed_up(
+    ledger: Ledger, job: TrainingJob, after: TrainingJobStatus, incidents: tuple[Incident, ...]
+) -> Ledger:
+    """The ledger with what interruptions that are over have cost, and with what the model makes of it."""
+    written = job.status.ledger
+    dead = written.dead_seconds + newly_dead(job.status.incidents, incidents)
+    ledger = ledger.model_copy(update={"dead_seconds": dead})
+    if after.start_time is None and written.forecast is None:
+        return ledger
+    view = forecast(ledger, incidents, job.spec.num_nodes, job.spec.checkpoint.auto_bounds)
+    return ledger.model_copy(update={"forecast": view})
 
 
 def _has_saved(before: TrainingJobStatus, after: TrainingJobStatus) -> bool:
