@@ -12,8 +12,10 @@ so a lost or repeated message changes nothing.
 Agent -> coordinator::
 
     {"kind": "hello", "v": 1, "token": "...", "job": "ns/name", "job_uid": "...", "pod": "...",
-     "pod_uid": "...", "report": REPORT}          first message, within AUTHENTICATE_SECONDS
+     "pod_uid": "...", "report": REPORT,          first message, within AUTHENTICATE_SECONDS
+     "can": ["probe"]}                            what it understands beyond version 1's first form
     {"kind": "report", "report": REPORT}          at every change and every HEARTBEAT_SECONDS
+    {"kind": "probed", "id": 12, "outcome": ProbeOutcome}     the answer to a probe, within PROBE_SECONDS
 
     REPORT = {
       "state": AgentState,          what the agent is doing
@@ -25,7 +27,7 @@ Agent -> coordinator::
       "ranks_alive": 2,
       "progress": {...} | null,     newest progress line of this round (see below)
       "progress_age": 0.4,          seconds since that line was read
-      "probe_port": 40123,          port on which the agent answers connects (liveness by peers)
+      "probe_port": 40123,          port on which the agent takes connects of its peers and hangs up
       "checkpoint_seconds": 118     what its ranks were told last (0: nothing); missing: it takes no advice
     }
     EXIT = {
@@ -56,6 +58,8 @@ Coordinator -> agent::
         save = TERM to the rank processes, grace, KILL; abort = KILL; then report Stopped(4)
     {"kind": "order", "term": 7, "do": "finish", "code": 0, "message": "..."}
         end the agent process with this code (ranks still alive are stopped first: abort)
+    {"kind": "probe", "term": 7, "id": 12, "address": "10.1.2.4", "port": 40123}
+        only to agents that can "probe": connect to this peer, which is not heard, and tell what came of it
 
     RELEASE = {"round": 4, "node_rank": 1, "num_nodes": 4, "nproc": 8, "master_addr": "10.1.2.3",
                "master_port": 29511, "min_step": 1150,
@@ -78,6 +82,7 @@ PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024
 HEARTBEAT_SECONDS = 2.0
 SILENT_SECONDS = 10.0
+PROBE_SECONDS = 2.0
 AUTHENTICATE_SECONDS = 5.0
 RECONNECT_JITTER_SECONDS = 3.0
 CANNOT_STOP_SECONDS = 15.0
@@ -190,6 +195,16 @@ class AgentState(str, Enum):
     STOPPED = "Stopped"  # stopped by order, no descendant alive
     DONE = "Done"  # every rank ended with 0
     STUCK = "Stuck"  # descendants survive KILL for longer than CANNOT_STOP_SECONDS
+
+
+class ProbeOutcome(str, Enum):
+    """What came of connecting to a peer's probe port. To hang up is the peer's answer."""
+
+    REACHED = "reached"
+    MUTE = "mute"  # the kernel took the connect, as it does for a process that is stopped; no answer came
+    REFUSED = "refused"  # the machine answers, and nothing listens there any more
+    TIMEOUT = "timeout"  # the machine does not answer, or there is no way there
+    UNKNOWN = "unknown"  # this agent could not try
 
 
 class ProgressPhase(str, Enum):

@@ -12,7 +12,7 @@ from typing import Any
 from rerail_agent import proctree
 from rerail_agent.console import Console, Sink
 from rerail_agent.link import Link, Wiring
-from rerail_agent.ports import bind_everywhere
+from rerail_agent.probing import answer_probes
 from rerail_agent.publisher import Publisher
 from rerail_agent.settings import BadSettings, Settings, Timing, read_settings
 from rerail_agent.worker import Site, Worker
@@ -143,13 +143,9 @@ class Agent:
 
     async def _answer_probes(self) -> asyncio.AbstractServer | None:
         """Peers connect to learn whether this container lives; there is nothing to say."""
-        listening = bind_everywhere(0)
-        if listening is None:
+        server = await answer_probes()
+        if server is None:
             self._console.say("cannot listen for liveness probes by peers")
-            return None
-        self._probe_port = int(listening.getsockname()[1])
-        return await asyncio.start_server(_hang_up, sock=listening)
-
-
-async def _hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.close()
+        else:
+            self._probe_port = int(server.sockets[0].getsockname()[1])
+        return server

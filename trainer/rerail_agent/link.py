@@ -10,11 +10,21 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rerail_agent.console import Console
-from rerail_agent.orders import Advice, BadFrame, Order, parse_advice, parse_frame, parse_order, whole
+from rerail_agent.orders import (
+    Advice,
+    BadFrame,
+    Order,
+    parse_advice,
+    parse_frame,
+    parse_order,
+    whole,
+)
+from rerail_agent.probing import Prober
 from rerail_agent.settings import Address, Settings, Timing, parse_address
 from rerail_api.contract import MAX_FRAME_BYTES, PROTOCOL_VERSION, RECONNECT_JITTER_SECONDS
 
@@ -25,6 +35,8 @@ FIRST_JITTER_SECONDS = 0.2
 MAX_REDIRECTS = 3
 UNREAD_BYTES = 128 * 1024
 DISTINCT_COMPLAINTS = 6
+CAN = ("probe",)
+"""What the hello announces: frames that agents of the first form of this version do not understand."""
 
 
 class Listener(Protocol):
@@ -76,6 +88,7 @@ class Link:
         self._complained = False
         self._closing = False
         self._heard_at = 0.0
+        self._prober = Prober(wiring.timing.probe, wiring.console)
         self.sessions = 0
         """Welcomes so far: who sends reports starts anew with each."""
 
@@ -199,6 +212,7 @@ class Link:
             "pod": settings.pod,
             "pod_uid": settings.pod_uid,
             "report": self._wiring.report(),
+            "can": list(CAN),
         }
 
     async def _open(self, address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -247,6 +261,8 @@ class Link:
             self._heed_term(frame)
         elif kind in ("order", "advice"):
             self._order(frame)
+        elif kind == "probe":
+            self._prober.look_after(frame, partial(self._answer, writer))
         # a kind that this version does not know is for a later one
 
     def _welcomed(self, frame: dict[str, Any], writer: asyncio.StreamWriter) -> None:
@@ -277,6 +293,11 @@ class Link:
             self._wiring.console.say(f"ignored an order: {error}")
             return
         self._wiring.woken()
+
+    def _answer(self, writer: asyncio.StreamWriter, frame: dict[str, Any]) -> None:
+        """To whoever asked, if it still leads."""
+        if writer is self._writer:
+            writer.write(_frame(frame))
 
     # ------------------------------------------------------------------ telling people
 

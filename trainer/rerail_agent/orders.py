@@ -75,6 +75,15 @@ class Advice:
     checkpoint_seconds: int
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Connect to a peer of which the coordinator hears nothing. No order: it changes nothing here."""
+
+    id: int
+    address: str
+    port: int
+
+
 Order = Union[Join, Run, Stop, Finish]
 
 
@@ -112,6 +121,17 @@ def parse_order(frame: dict[str, Any]) -> Order:
 def parse_advice(frame: dict[str, Any]) -> Advice:
     """What a frame of kind `advice` says; raises BadFrame."""
     return Advice(whole(frame, "term"), whole(frame, "round", 1), whole(frame, "checkpoint_seconds"))
+
+
+def parse_probe(frame: dict[str, Any]) -> Probe:
+    """The question in a frame of kind `probe`; raises BadFrame."""
+    address = frame.get("address")
+    if not isinstance(address, str) or not address:
+        raise BadFrame(f"probe: address is {address!r}")
+    port = whole(frame, "port", 1)
+    if port > 65535:
+        raise BadFrame(f"probe: there is no port {port}")
+    return Probe(whole(frame, "id"), address, port)
 
 
 def whole(frame: dict[str, Any], name: str, least: int = 0) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rerail_api.contract import (
     CANNOT_STOP_SECONDS,
     HEARTBEAT_SECONDS,
+    PROBE_SECONDS,
     SILENT_SECONDS,
     UNLED_COMPLETION_SECONDS,
     Env,
@@ -45,6 +46,7 @@ class Timing:
     refused: float = 10.0
     complaint: float = 60.0
     progress: float = 0.5
+    probe: float = PROBE_SECONDS
 
 
 @dataclass(frozen=True)

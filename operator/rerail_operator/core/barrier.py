@@ -8,13 +8,14 @@ from rerail_api.status import ConditionType, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
 from .advice import unadvised
-from .evidence import finished_with_zero, just_took_over
+from .evidence import finished_with_zero
 from .gang import Seat, leftovers
 from .ledger import gathering_stage
 from .outcome import Outcome
 from .plan import Action, OrderRun
 from .reasons import Reason
 from .restarts import delay_before
+from .silence import just_took_over
 from .template_facts import num_proc
 from .waiting import SOON, deadline_in, joins, new_round, removals, starting, stuck_memory, waiting_for
 from .world import Release, World

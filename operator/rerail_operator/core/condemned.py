@@ -26,7 +26,7 @@ def with_condemned(
         return taken
     away = avoided(job, now)
     faults = [fault for seat in taken if (fault := unfit(world, seat, now)) is not None]
-    bad = {fault.node_rank for fault in hold_if_ours(world, faults, len(taken), now)}
+    bad = {fault.node_rank for fault in hold_if_ours(world, faults, taken, now)}
     return tuple(
         replace(seat, condemned=True) if _is_condemned(seat, round_, away, bad) else seat for seat in taken
     )

@@ -2,20 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from rerail_api.contract import AgentState
 from rerail_api.status import IncidentClass
 
 from .gang import Seat
 from .lastwords import last_words
+from .silence import SUSPECT, Meaning, Silence, hear, just_took_over, silence_of
 from .taxonomy import BY_CODE, BY_SIGN, Cause, Row, Sign
 from .world import Exit, Pod, PodPhase, Termination, World
-
-SUSPECT = timedelta(seconds=6)
-"""Three missed heartbeats."""
-SILENT_IS_LOST = timedelta(seconds=20)
-"""Silence after which an agent on a node that claims to be Ready counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +24,7 @@ class Fault:
     message: str
     pod: Pod | None = None
     exit: Exit | None = None
+    silence: Silence | None = None  # where nothing else speaks for it
 
     @property
     def row(self) -> Row:
@@ -62,21 +59,22 @@ def find_faults(world: World, taken: Iterable[Seat], now: datetime) -> tuple[Fau
         fault = _seat_fault(world, seat, status.round, status.released_round, now)
         if fault is not None:
             found.append(fault)
-    found = hold_if_ours(world, found, len(seats_), now)
+    found = hold_if_ours(world, found, seats_, now)
     return tuple(replace(f, at=min(f.at, world.memory.get(f.key, f.at))) for f in found)
 
 
-def hold_if_ours(world: World, found: list[Fault], size: int, now: datetime) -> list[Fault]:
-    """The faults without silences that do not count: a step that moves since then vetoes a silence, and more
-    silent agents at once than max(3, 5 %) means our own network."""
-    silent = [f for f in found if f.sign is Sign.AGENT_SILENT]
-    if not silent:
+def hold_if_ours(world: World, found: list[Fault], taken: tuple[Seat, ...], now: datetime) -> list[Fault]:
+    """The faults without the silences that do not count; those that do although many are silent say why."""
+    if all(fault.silence is None for fault in found):
         return found
-    moved = _last_move(world)  # once, not per silent agent: thousands may fall silent together
-    vetoed = {id(f) for f in silent if moved is not None and _moves_since(f.at, moved, now)}
-    if len(silent) - len(vetoed) > max(3, size // 20):
-        vetoed = {id(f) for f in silent}
-    return [f for f in found if id(f) not in vetoed]
+    quiet = hear(world, taken, now)  # once, not per silent agent: thousands may fall silent together
+    kept = []
+    for fault in found:
+        if fault.silence is None:
+            kept.append(fault)
+        elif quiet.counts(fault.silence, now):
+            kept.append(replace(fault, message=fault.message + quiet.why()))
+    return kept
 
 
 def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datetime) -> Fault | None:
@@ -180,11 +178,6 @@ def _node_lost(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | Non
     )
 
 
-def just_took_over(world: World, now: datetime) -> bool:
-    """Whether agents may still be on their way to this leader."""
-    return world.leading_since is not None and now - world.leading_since < SILENT_IS_LOST
-
-
 OUT_OF_MEMORY = "OOMKilled"
 
 
@@ -280,34 +273,17 @@ def _agent_stuck(seat: Seat, pod: Pod, now: datetime) -> Fault | None:
     )
 
 
+MEANT: dict[Meaning, Sign] = {
+    Meaning.NODE_LOST: Sign.NODE_UNREACHABLE,
+    Meaning.CONTAINER_GONE: Sign.CONTAINER_GONE,
+    Meaning.FROZEN: Sign.FROZEN,
+    Meaning.UNHEARD: Sign.AGENT_SILENT,
+}
+
+
 def _agent_silent(world: World, seat: Seat, pod: Pod, now: datetime) -> Fault | None:
-    """An agent that should be there and has long been silent; whether that counts, `hold_if_ours` says."""
-    assert world.job is not None  # noqa: S101 - narrowing; callers hold a live job
-    agent, status = seat.agent, world.job.status
-    if pod.phase is not PodPhase.RUNNING or (agent is not None and agent.connected):
+    """An agent that should be there and is silent; whether that counts, `hold_if_ours` says."""
+    found = silence_of(world, seat, now)
+    if found is None:
         return None
-    if agent is None and (status.released_round != status.round or world.leading_since is None):
-        # Never heard of: a container that is starting, unless an earlier leader released its ranks.
-        return None
-    heard = agent.last_seen if agent is not None else world.leading_since or now
-    since = max(heard, world.leading_since or heard)
-    if now - since < SILENT_IS_LOST:
-        return None
-    return Fault(
-        Sign.AGENT_SILENT,
-        seat.node_rank,
-        heard,
-        f"the agent of {pod.name} on {pod.node} has been silent for {(now - heard).total_seconds():.0f} s",
-        pod,
-    )
-
-
-def _last_move(world: World) -> datetime | None:
-    """When a connected agent last told of a step."""
-    told = (a.progress.at for a in world.agents.values() if a.connected and a.progress is not None)
-    return max((at for at in told if at is not None), default=None)
-
-
-def _moves_since(then: datetime, moved: datetime, now: datetime) -> bool:
-    """Whether steps are still being made that nobody could make without the agent silent since `then`."""
-    return moved > then + SUSPECT and now - moved < SILENT_IS_LOST
+    return Fault(MEANT[found.meaning], seat.node_rank, found.since, found.words, pod, silence=found)

@@ -16,6 +16,7 @@ from .placement import gang_request, place_missing, taken_all_the_same
 from .plan import CreatePod, FreezeTemplate
 from .queueing import NAME_TAKEN, give_back
 from .reasons import Reason
+from .silence import is_container_gone
 from .waiting import (
     avoided,
     excluding,
@@ -134,7 +135,11 @@ def _fill(
 def _where(
     world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
 ) -> Placement | Refusal:
-    doomed = [seat.pod.node for seat in taken if seat.condemned and seat.pod is not None]
+    doomed = [
+        seat.pod.node
+        for seat in taken
+        if seat.condemned and seat.pod is not None and not is_container_gone(seat.agent)
+    ]
     away = avoided(job, now) | dict.fromkeys(doomed, "its pod is being replaced")
     keep = {seat.node_rank: seat.pod.node for seat in taken if seat.filled and seat.pod is not None}
     claimed = dict(world.claim.nodes) if world.claim is not None else {}

@@ -29,9 +29,12 @@ class Sign(StrEnum):
     POD_PREEMPTED = "DisruptionTarget: preempted"
     POD_DRAINED = "DisruptionTarget: evicted, tainted or ended by the kubelet"
     NODE_GONE = "the node is not ready or gone, and its agent is silent"
+    NODE_UNREACHABLE = "the agent is silent, and two peers (or the only one) cannot reach its machine"
     AGENT_SILENT = "the agent has been silent for 20 s while the node says that it is ready"
+    FROZEN = "the agent is silent, and its machine takes the connects of peers but never answers"
     CANNOT_STOP = "processes survive SIGKILL for 15 s"
     OUT_OF_MEMORY = "the kubelet says OOMKilled"
+    CONTAINER_GONE = "the agent is silent, and its machine refuses the connects of peers"
     CONTAINER_ENDED = "the container ended without a word of its agent"
     SIGNALLED = "a signal that nobody of ours sent ended a rank"
     BAD_CONFIG = "exit code 64"
@@ -120,6 +123,17 @@ TABLE: tuple[Row, ...] = (
         away=GONE,
         witness=_W.CLUSTER,
     ),
+    # No program can keep its machine from taking a connect.
+    Row(
+        Sign.NODE_UNREACHABLE,
+        _K.NODE_LOSS,
+        _C.LOST,
+        _A.OTHER_NODE,
+        free=True,
+        poison=None,
+        away=GONE,
+        witness=_W.CLUSTER,
+    ),
     # A job can silence its own agent (by starving it), so this alone speaks for no other job.
     Row(
         Sign.AGENT_SILENT,
@@ -130,6 +144,7 @@ TABLE: tuple[Row, ...] = (
         away=GONE,
         witness=_W.PROGRAM,
     ),
+    Row(Sign.FROZEN, _K.CONTAINER_LOSS, _C.LOST, _A.OTHER_NODE, free=True, away=GONE, witness=_W.PROGRAM),
     Row(
         Sign.CANNOT_STOP,
         _K.CONTAINER_LOSS,
@@ -140,6 +155,7 @@ TABLE: tuple[Row, ...] = (
     ),
     # the container
     Row(Sign.OUT_OF_MEMORY, _K.OUT_OF_MEMORY, _C.LOST, _A.NEW_POD, away=CROWDED, away_from=2),
+    Row(Sign.CONTAINER_GONE, _K.CONTAINER_LOSS, _C.LOST, _A.NEW_POD),
     Row(Sign.CONTAINER_ENDED, _K.CONTAINER_LOSS, _C.LOST, _A.NEW_POD),
     # the process
     Row(Sign.SIGNALLED, _K.PROCESS_FAULT, _C.SIGNAL, _A.IN_PLACE),

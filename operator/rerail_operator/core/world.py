@@ -95,6 +95,18 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """What peers found who were asked to connect to an agent that is not heard."""
+
+    asked: int  # peers asked: two, or one where no more could be
+    reached: int = 0
+    mute: int = 0  # the machine took the connect, the agent did not answer it
+    refused: int = 0
+    timed_out: int = 0
+    at: datetime | None = None  # leader's clock: when they were asked
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
     """The coordinator's picture of one agent. Gone from the world once its pod is gone."""
 
@@ -112,6 +124,7 @@ class Agent:
     advised: int | None = (
         None  # seconds between checkpoints that its ranks were told; None: it takes no advice
     )
+    probe: Probe | None = None  # of this silence: gone as soon as the agent is heard again
 
 
 @dataclass(frozen=True, slots=True)

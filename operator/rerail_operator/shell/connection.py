@@ -6,7 +6,7 @@ A plain asyncio protocol without a task of its own: 18,750 of them have to be ch
 import asyncio
 from typing import Any, Protocol, cast
 
-from .frames import BadFrame, FrameBuffer, Hello, Message, ReportFrame, decode, encode
+from .frames import BadFrame, FrameBuffer, Hello, Message, Probed, ReportFrame, decode, encode
 
 # An agent that no longer reads is cut off before its unread pings add up.
 MAX_UNREAD_BYTES = 256 * 1024
@@ -21,15 +21,17 @@ class Desk(Protocol):
 
     def report(self, connection: "AgentConnection", report: ReportFrame) -> None: ...
 
+    def probed(self, connection: "AgentConnection", probed: Probed) -> None: ...
+
     def lost(self, connection: "AgentConnection") -> None: ...
 
 
 class AgentConnection(asyncio.Protocol):
     """`settled` ends when the peer is accepted or gone."""
 
-    __slots__ = ("_buffer", "_desk", "_hello_seen", "_transport", "_waiting", "heard", "pod_uid", "settled")
+    __slots__ = ("_buffer", "_desk", "_hello_seen", "_transport", "_waiting", "pod_uid", "settled")
 
-    def __init__(self, desk: Desk, now: float) -> None:
+    def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._buffer = FrameBuffer()
         self._transport: asyncio.Transport | None = None
@@ -37,7 +39,6 @@ class AgentConnection(asyncio.Protocol):
         self._waiting: list[bytes] = []
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.pod_uid = ""
-        self.heard = now  # monotonic seconds of the last message
 
     @property
     def accepted(self) -> bool:
@@ -120,10 +121,12 @@ class AgentConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.pause_reading()
             self._desk.hello(self, message)
-        elif self.accepted:
-            self._desk.report(self, message.report)
-        else:
+        elif not self.accepted:
             raise BadFrame("the first message has to be a hello")
+        elif isinstance(message, Probed):
+            self._desk.probed(self, message)
+        else:
+            self._desk.report(self, message.report)
 
     def _settle(self) -> None:
         if not self.settled.done():

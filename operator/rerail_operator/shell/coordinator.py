@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rerail_api.contract import (
     AUTHENTICATE_SECONDS,
     HEARTBEAT_SECONDS,
+    PROBE_SECONDS,
     PROTOCOL_VERSION,
     SILENT_SECONDS,
 )
@@ -20,9 +21,10 @@ from rerail_operator.core.world import Agent
 
 from .clock import Clock
 from .connection import AgentConnection
-from .frames import Hello, ReportFrame, encode
+from .frames import Hello, Probed, ReportFrame, encode
 from .leader import Leading
 from .roster import Order, Record, Roster, is_reflected, is_transition, observe_report
+from .suspicion import Inquiries, Patience
 from .tokens import Identity, TokenRefused, Verifier
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 SPOKEN_VERSIONS = (PROTOCOL_VERSION,)  # grows to (N-1, N) with the second version
 BACKLOG = 4096
 BEAT_SLICES = 20
+LOOK_SLICES = 5
+"""A look at who is silent in every so many slices: a dead node is not found out a whole beat late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,15 @@ class Limits:
     unauthenticated: int = 256
     resend: float = 3.0
     progress: float = 0.5
+    probe: float = PROBE_SECONDS
+
+    @property
+    def suspect(self) -> float:
+        return self.heartbeat * self.missed_beats
+
+    @property
+    def patience(self) -> Patience:
+        return Patience(self.suspect, self.heartbeat * 1.25, self.probe)
 
 
 class Coordinator:
@@ -62,6 +75,7 @@ class Coordinator:
         self._leadership = leadership
         self._limits = limits or Limits()
         self._roster = Roster()
+        self._inquiries = Inquiries(self._roster, self._limits.patience, clock, self._tell)
         self._connections: set[AgentConnection] = set()
         self._told_later: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,14 +178,18 @@ class Coordinator:
             connection.abort()  # forgotten, or replaced by a newer connection of the same pod
             return
         before = record.agent()
-        record.last_seen = self._clock.now()
-        connection.heard = self._clock.monotonic()
-        record.silent = False
+        record.hear(self._clock.now(), self._clock.monotonic())
+        record.probe_port = report.probe_port or 0
         record.said = observe_report(connection.pod_uid, report, record.last_seen, before)
         if is_transition(before, record.said):
             self._tell(record.job_uid)
         elif before.progress != record.said.progress:
             self._tell_soon(record.job_uid)
+
+    def probed(self, connection: AgentConnection, probed: Probed) -> None:
+        record = self._roster.get(connection.pod_uid)
+        if record is not None and record.link is connection:
+            self._inquiries.answered(record, probed)
 
     def lost(self, connection: AgentConnection) -> None:
         self._connections.discard(connection)
@@ -205,7 +223,8 @@ class Coordinator:
         known = self._roster.get(hello.pod_uid)
         agent = observe_report(hello.pod_uid, hello.report, self._clock.now(), known.said if known else None)
         old_link = known.link if known else None
-        record = self._roster.put(hello.job_uid, agent, connection)
+        record = self._roster.put(hello.job_uid, agent, connection, self._clock.monotonic())
+        record.probe_port, record.can_probe = hello.report.probe_port or 0, "probe" in hello.can
         if old_link is not None:
             old_link.close()
         connection.write({"kind": "welcome", "v": hello.v, "term": self._leadership.term})
@@ -246,7 +265,7 @@ class Coordinator:
 
     async def _serve(self, peer: socket.socket) -> None:
         """Hold a slot until the peer has said who it is, or the time for that is over."""
-        connection = AgentConnection(self, self._clock.monotonic())
+        connection = AgentConnection(self)
         self._connections.add(connection)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -276,7 +295,10 @@ class Coordinator:
             everybody = [record for record in self._roster if record.link is not None]
             for index in range(BEAT_SLICES):
                 before = self._clock.monotonic()
-                self._beat_slice(everybody[index::BEAT_SLICES], before >= judge_from)
+                judge = before >= judge_from
+                self._beat_slice(everybody[index::BEAT_SLICES], judge)
+                if judge and index % LOOK_SLICES == 0:
+                    self._look(before)
                 await asyncio.sleep(pause)
                 if self._clock.monotonic() - before > pause + self._limits.heartbeat / 2:
                     judge_from = self._clock.monotonic() + self._limits.heartbeat
@@ -288,14 +310,18 @@ class Coordinator:
             connection = record.link
             if not isinstance(connection, AgentConnection):
                 continue  # gone since the beat began
-            quiet = now - connection.heard
-            if judge and quiet > self._limits.silent:
+            if judge and now - record.heard > self._limits.silent:
                 connection.abort()
                 continue
-            if judge and quiet > self._limits.heartbeat * self._limits.missed_beats and not record.silent:
+            connection.write_frame(ping)
+
+    def _look(self, now: float) -> None:
+        """Notice who has missed his beats, and ask others about him."""
+        for record in self._roster:
+            if record.link is not None and not record.silent and now - record.heard > self._limits.suspect:
                 record.silent = True
                 self._tell(record.job_uid)
-            connection.write_frame(ping)
+        self._inquiries.look(now, self._leadership.term)
 
     def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -22,8 +22,8 @@ table and see the root only.
 - Answer: the cheapest that can help. *In place*: the ranks start again in the same pods. *New pod*: the
   container is gone and is made anew, on the same node where there is room.
 - Charged: counts against `failurePolicy.maxRestarts`, which counts from the last progress.
-- Limit: how often the same failure at the same step ends the job, whoever is charged. Before the first step it
-  is 2 where every rank of every node ended alike.
+- Limit: how often the same failure at the same step ends the job, whoever is charged. Before the first step
+  it is 2 where every rank of every node ended alike.
 - Left alone: how long this job stays away from the node.
 - Against the node: whose word it is that the node is to blame. What a job's own processes say concerns that
   job alone.

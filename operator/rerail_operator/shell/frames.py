@@ -66,13 +66,19 @@ class Hello(msgspec.Struct, frozen=True, tag_field="kind", tag="hello"):
     pod: str
     pod_uid: str
     report: ReportFrame
+    can: list[str] = []
 
 
 class Report(msgspec.Struct, frozen=True, tag_field="kind", tag="report"):
     report: ReportFrame
 
 
-Message = Hello | Report
+class Probed(msgspec.Struct, frozen=True, tag_field="kind", tag="probed"):
+    id: int
+    outcome: str
+
+
+Message = Hello | Report | Probed
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 _encoder = msgspec.json.Encoder()
 

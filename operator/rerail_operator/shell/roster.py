@@ -3,13 +3,13 @@
 Rebuilt from the agents' hellos after a restart; nothing in it is needed to be right.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from rerail_api.contract import LOG_BYTES, LOG_LINES, AgentState, clean_progress
-from rerail_operator.core.world import Agent, Exit, Progress, Release
+from rerail_api.contract import LOG_BYTES, LOG_LINES, AgentState, ProbeOutcome, clean_progress
+from rerail_operator.core.world import Agent, Exit, Probe, Progress, Release
 
 from .frames import ExitFrame, ReleaseFrame, ReportFrame
 
@@ -30,14 +30,33 @@ class Link(Protocol):
 
 
 @dataclass(slots=True)
+class Inquiry:
+    """Peers asked about one silent agent, by pod UID, and what each has answered."""
+
+    number: int
+    at: datetime
+    asked: float  # monotonic seconds
+    answers: dict[str, ProbeOutcome | None]
+
+    @property
+    def complete(self) -> bool:
+        return all(self.answers.values())
+
+
+@dataclass(slots=True)
 class Record:
     """One agent by pod UID; outlives its connection, until `forget`."""
 
     job_uid: str
     said: Agent
     last_seen: datetime
+    heard: float  # monotonic seconds of the last message
     link: Link | None = None
     silent: bool = False
+    probe_port: int = 0
+    can_probe: bool = False
+    inquiry: Inquiry | None = None
+    probe: Probe | None = None
     order: Order | None = None
     order_sent: float = float("-inf")
 
@@ -46,9 +65,16 @@ class Record:
         return self.link is not None and not self.silent
 
     def agent(self) -> Agent:
-        if self.said.last_seen is not self.last_seen or self.said.connected != self.connected:
-            self.said = replace(self.said, connected=self.connected, last_seen=self.last_seen)
+        said = self.said
+        same = said.last_seen is self.last_seen and said.probe is self.probe
+        if not same or said.connected != self.connected:
+            self.said = replace(said, connected=self.connected, last_seen=self.last_seen, probe=self.probe)
         return self.said
+
+    def hear(self, now: datetime, monotonic: float) -> None:
+        """A message came: whatever was suspected is over."""
+        self.last_seen, self.heard = now, monotonic
+        self.silent, self.inquiry, self.probe = False, None, None
 
 
 class Roster:
@@ -69,9 +95,13 @@ class Roster:
         """A copy; agents that have never said hello are absent."""
         return {uid: record.agent() for uid, record in self._jobs.get(job_uid, {}).items()}
 
-    def put(self, job_uid: str, agent: Agent, link: Link) -> Record:
+    def jobs(self) -> Iterator[Collection[Record]]:
+        """The records of each job."""
+        return (siblings.values() for siblings in self._jobs.values())
+
+    def put(self, job_uid: str, agent: Agent, link: Link, monotonic: float) -> Record:
         """A hello: the newest connection of a pod is the pod's; what it was told before is kept."""
-        record = Record(job_uid, agent, agent.last_seen, link)
+        record = Record(job_uid, agent, agent.last_seen, monotonic, link)
         if (known := self.forget(agent.pod_uid)) is not None and known.job_uid == job_uid:
             record.order = known.order
         self._records[agent.pod_uid] = record
