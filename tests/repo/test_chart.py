@@ -12,11 +12,12 @@ from rerail_api.crd import CRD_NAME
 from rerail_operator.shell.cluster import Kind
 from rerail_operator.shell.kube.resources import RESOURCES
 from rerail_operator.shell.settings import read_settings
+from rerail_operator.shell.strikes.record import NAME as STRIKES
 from tests.cluster.rig import ControlPlane
 from tests.cluster.rig.binaries import ensure
 
 from .checkout import CHART
-from .rights import granted
+from .rights import OWN_CONFIG_MAP, granted
 
 pytestmark = pytest.mark.controlplane
 
@@ -288,7 +289,10 @@ def questions() -> Iterator[tuple[dict[str, str], bool]]:
             yield about, right in cluster
             if kind is not Kind.NODE:
                 yield about | {"namespace": "default"}, right in cluster
-                yield about | {"namespace": NAMESPACE}, right in cluster | namespace
+                home, allowed = about | {"namespace": NAMESPACE}, right in cluster | namespace
+                if right == OWN_CONFIG_MAP:  # one of that name only
+                    yield home | {"name": STRIKES}, allowed
+                yield home, allowed and right != OWN_CONFIG_MAP
 
 
 def test_the_installed_account_may_do_what_the_rules_say_and_nothing_else(cluster: ControlPlane) -> None:

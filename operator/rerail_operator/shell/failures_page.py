@@ -26,7 +26,7 @@ table and see the root only.
   it is 2 where every rank of every node ended alike.
 - Left alone: how long this job stays away from the node.
 - Against the node: whose word it is that the node is to blame. What a job's own processes say concerns that
-  job alone.
+  job alone, until programs of a second namespace say the same: [strikes](../nodes.md).
 
 | Sign | Class | Answer | Charged | Limit | Left alone | Against the node |
 |---|---|---|---|---|---|---|
