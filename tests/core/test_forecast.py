@@ -7,7 +7,7 @@ import pytest
 from rerail_api.ettr import Interruptions, best_interval, ettr
 from rerail_api.status import CheckpointMark, Ledger, Stage
 from rerail_operator.core.forecast import forecast
-from rerail_operator.core.ledger import dead_seconds, newly_dead
+from rerail_operator.core.ledger import dead_seconds, newly_over
 from rerail_operator.core.publish import write_due
 
 from . import ground
@@ -72,12 +72,13 @@ def test_dead_time_is_booked_once_when_an_interruption_is_over_or_superseded() -
     open_ = an_incident(1, stage_seconds={Stage.LOAD: 7.0})
     done = open_.model_copy(update={"resolved_time": after(9)})
     second = an_incident(2, stage_seconds={Stage.DETECTION: 1.0})
-    assert newly_dead((), (open_,)) == 0
-    assert newly_dead((open_,), (open_,)) == 0
-    assert newly_dead((open_,), (done,)) == 7
-    assert newly_dead((done,), (done,)) == 0
-    assert newly_dead((open_,), (open_, second)) == 7
-    assert newly_dead((done,), (done, second)) == 0
+    assert newly_over((), (open_,)) == ()
+    assert newly_over((open_,), (open_,)) == ()
+    assert newly_over((open_,), (done,)) == (done,)
+    assert newly_over((done,), (done,)) == ()
+    assert newly_over((open_,), (open_, second)) == (open_,)
+    assert newly_over((done,), (done, second)) == ()
+    assert newly_over((), (done,)) == (done,)  # the one that ends the job
 
 
 def test_before_the_first_interruption_dead_time_is_what_the_start_took_without_images_and_places() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from rerail_api.contract import AgentState
 from rerail_api.status import Stage, TrainingJobStatus
+from rerail_operator.core.ledger import held_seconds
 from rerail_operator.core.plan import Plan
 from rerail_operator.core.world import Exit, World
 
@@ -86,6 +87,12 @@ class Booked(Life):
                 self.stalled(job.metadata.uid),
             )
             assert told * 0.5 <= stalled <= told + TOLERANCE
+            over = [i for i in job.status.incidents[:-1]] + [
+                i for i in job.status.incidents[-1:] if i.resolved_time is not None
+            ]
+            assert len(job.status.incidents) < 16
+            cost = sum(map(held_seconds, over))
+            assert abs(sum(ledger.lost_seconds_by_class.values()) - cost) < TOLERANCE
             for incident in job.status.incidents:
                 if incident.resolved_time is not None and incident.start_time is not None:
                     took = (incident.resolved_time - incident.start_time).total_seconds()

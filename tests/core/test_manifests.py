@@ -98,7 +98,13 @@ def test_the_agent_stands_in_front_of_the_command_and_the_arguments_stay() -> No
 def test_every_variable_of_the_agent_is_set_once_and_reserved() -> None:
     pod = made(checkpoint={"path": "/ckpt", "graceSeconds": 60, "resume": "Never"}, launcher="PerNode")
     names = [e["name"] for e in trainer_of(pod)["env"]]
-    per_round = {Env.ROUND, Env.MIN_STEP, Env.PROGRESS}  # the agent's to set, anew in each round
+    per_round = {
+        Env.ROUND,
+        Env.MIN_STEP,
+        Env.PROGRESS,
+        Env.ADVICE,
+        Env.CHECKPOINT_SECONDS,
+    }  # the agent's to set, anew in each round
     ours = {name for name in RESERVED_ENV if name.startswith("RERAIL_")}
     assert len(names) == len(set(names))
     assert set(names) == ours - per_round

@@ -251,8 +251,14 @@ def test_what_was_decided_is_not_believed_where_the_written_is_ahead() -> None:
 
 
 def test_the_end_of_an_incident_is_told_with_what_it_cost() -> None:
-    (note,) = resumed(running(), step=41).plan().notes
-    assert note.message == "incident 1 (ProcessFault) over after 10.0 s from step 30, 10 steps made again"
+    old = an_incident(at=-10, progress_step=40)
+    scene = resumed(running(), step=41).incident(old)
+    scene = scene.status(ledger=Ledger(stage=Stage.START, stage_since=after(-10), highest_step=40))
+    (note,) = scene.plan().notes
+    assert note.message == (
+        "incident 1 (ProcessFault) over: recovered in 10.0 s (start 10.0); in place; from step 30; "
+        "10 steps made again; 0.0444 GPU-hours"
+    )
 
 
 def test_a_superseded_incident_keeps_what_it_had_cost() -> None:

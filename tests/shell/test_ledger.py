@@ -33,6 +33,7 @@ LEDGER: dict[str, Any] = {
     "lostSeconds": {"queued": 100.0, "load": 60.0, "detection": 30.0, "replay": 10.0},
     "ettr": 0.9859,
     "checkpoints": 100,
+    "lostSecondsByClass": {"ProcessFault": 30.0, "NodeLoss": 70.0},
     "forecast": {
         "interruptionsPerThousandNodeDays": 6.5,
         "deadSeconds": 20,
@@ -89,6 +90,7 @@ def test_the_page_says_where_the_time_went_what_the_model_expects_and_what_each_
         "Where 7200.0 s went",
         "  productive         7000.0 s  97.2%",
         "  sum                7200.0 s, ETTR 0.986",
+        "What interruptions that are over have cost\n  NodeLoss             70.0 s   1.0%\n  ProcessFault         30.0 s",
         "  ETTR             0.991 predicted in the long run, 0.986 measured so far",
         "6.50 per 1,000 node-days, one in 111 min",
         "20.0 s dead",

@@ -20,12 +20,14 @@ RUNNING = {
     "nodes": {"desired": 4, "ready": 3, "spares": 0, "summary": "3/4"},
     "restarts": {"total": 1, "charged": 1, "sinceProgress": 0},
     "progress": {"step": 1200, "time": "2026-01-01T00:10:00Z"},
+    "checkpointIntervalSeconds": 84,
     "lastCheckpoint": {"step": 1150, "time": "2026-01-01T00:09:00Z"},
     "ledger": {
         "wallSeconds": 600,
         "productiveSeconds": 540,
         "lostSeconds": {"load": 50, "replay": 10},
         "ettr": 0.9,
+        "lostSecondsByClass": {"NodeLoss": 45},
         "forecast": {
             "interruptionsPerThousandNodeDays": 6.5,
             "deadSeconds": 25,
@@ -76,6 +78,8 @@ def test_a_running_job_has_the_figures_of_its_status(ground: Ground) -> None:
         ("rerail_jobs", "Running"): 1.0,
         ("rerail_job_step", "job", "team"): 1200.0,
         ("rerail_job_nodes_ready", "job", "team"): 3.0,
+        ("rerail_job_lost_seconds_by_class", "NodeLoss", "job", "team"): 45.0,
+        ("rerail_job_told_checkpoint_interval_seconds", "job", "team"): 84.0,
         ("rerail_job_nodes_desired", "job", "team"): 4.0,
         ("rerail_job_last_progress_timestamp_seconds", "job", "team"): 1767226200.0,
         ("rerail_job_last_checkpoint_timestamp_seconds", "job", "team"): 1767226140.0,

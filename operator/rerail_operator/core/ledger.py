@@ -15,6 +15,22 @@ from rerail_api.status import (
 from .gang import Seat
 from .world import Progress
 
+TIMES_OF_AN_INCIDENT = (
+    Stage.DETECTION,
+    Stage.DECISION,
+    Stage.STOP,
+    Stage.PLACEMENT,
+    Stage.START,
+    Stage.RENDEZVOUS,
+    Stage.LOAD,
+    Stage.COMPILE,
+    Stage.REPLAY,
+    Stage.CHECKPOINT_STALL,
+    Stage.QUEUED,
+    Stage.SUSPENDED,
+)
+"""The stages in the order in which an interruption goes through them."""
+
 _NOT_DEAD = STAGES_OUTSIDE_ETTR | {Stage.REPLAY, Stage.CHECKPOINT_STALL}
 
 
@@ -70,7 +86,7 @@ def with_told_stall(before: Ledger, after: Ledger, told: float | None) -> Ledger
     stalled = lost.get(Stage.CHECKPOINT_STALL, 0.0)
     owed = (told or 0.0) - (stalled - after.stall_before_round)
     replayed = lost.get(Stage.REPLAY, 0.0) - before.lost_seconds.get(Stage.REPLAY, 0.0)
-    stepped = after.productive_seconds - before.productive_seconds
+    stepped = max(0.0, after.productive_seconds - before.productive_seconds)
     if owed <= 0 or stepped + replayed <= 0:
         return after
     from_steps = min(owed, stepped)
@@ -104,20 +120,33 @@ def charge(incident: Incident, lost: Mapping[Stage, float]) -> Incident:
     return incident.model_copy(update={"stage_seconds": spent})
 
 
-def newly_dead(written: tuple[Incident, ...], incidents: tuple[Incident, ...]) -> float:
-    """Dead seconds of the incident that was open as the status was written, once it is over or superseded."""
-    if not written or written[-1].resolved_time is not None:
-        return 0.0
-    for incident in incidents:
-        if incident.number == written[-1].number:
-            over = incident.resolved_time is not None or incident is not incidents[-1]
-            return dead_seconds(incident) if over else 0.0
-    return 0.0
+def newly_over(written: tuple[Incident, ...], incidents: tuple[Incident, ...]) -> tuple[Incident, ...]:
+    """Incidents of which it was not written yet that they are over or superseded: their cost is final now."""
+    known = {incident.number for incident in _final(written)}
+    return tuple(incident for incident in _final(incidents) if incident.number not in known)
+
+
+def _final(incidents: tuple[Incident, ...]) -> tuple[Incident, ...]:
+    return incidents if incidents and incidents[-1].resolved_time is not None else incidents[:-1]
 
 
 def dead_seconds(incident: Incident) -> float:
     """What it took until steps were made again, while nodes were held."""
     return sum(seconds for stage, seconds in incident.stage_seconds.items() if stage not in _NOT_DEAD)
+
+
+def with_cost(ledger: Ledger, over: tuple[Incident, ...]) -> Ledger:
+    """The ledger with these, whose cost is final now, in its sums over all interruptions."""
+    by_class = dict(ledger.lost_seconds_by_class)
+    for incident in over:
+        by_class[incident.class_] = by_class.get(incident.class_, 0.0) + held_seconds(incident)
+    dead = ledger.dead_seconds + sum(map(dead_seconds, over))
+    return ledger.model_copy(update={"dead_seconds": dead, "lost_seconds_by_class": by_class})
+
+
+def held_seconds(incident: Incident) -> float:
+    """What it took, replay and saves included, while nodes were held."""
+    return sum(s for stage, s in incident.stage_seconds.items() if stage not in STAGES_OUTSIDE_ETTR)
 
 
 def priced(incidents: tuple[Incident, ...], accelerators: int) -> tuple[Incident, ...]:
@@ -128,8 +157,7 @@ def priced(incidents: tuple[Incident, ...], accelerators: int) -> tuple[Incident
 
 
 def _priced(incident: Incident, accelerators: int) -> Incident:
-    held = sum(s for stage, s in incident.stage_seconds.items() if stage not in STAGES_OUTSIDE_ETTR)
-    return incident.model_copy(update={"gpu_seconds_lost": round(held * accelerators, 1)})
+    return incident.model_copy(update={"gpu_seconds_lost": round(held_seconds(incident) * accelerators, 1)})
 
 
 def running_stage(status: TrainingJobStatus, progress: Progress | None, highest: int | None) -> Stage:

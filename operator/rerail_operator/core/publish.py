@@ -15,10 +15,20 @@ from rerail_api.status import (
 from rerail_api.v1alpha1 import TrainingJob
 
 from .advice import interval_to_tell
+from .closing import closed, is_over
 from .conditions import condition, stop_is_ordered, with_condition
 from .forecast import forecast
 from .gang import Seat
-from .ledger import advance, charge, lost_between, newly_dead, priced, running_stage, with_told_stall
+from .ledger import (
+    advance,
+    charge,
+    lost_between,
+    newly_over,
+    priced,
+    running_stage,
+    with_cost,
+    with_told_stall,
+)
 from .outcome import Outcome
 from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
@@ -62,14 +72,14 @@ def _status(
         ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
     ledger = _with_told(ledger, job.status, base, told)
     incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
-    if _is_over(incidents, base, stage):
+    incidents = priced(incidents, accelerators_of(world, job)) if incidents else ()
+    if is_over(incidents, base, stage):
         # What ran unnoticed since the last write was productive already.
         ran = ledger.productive_seconds - written.productive_seconds
-        closed, note = _closed(incidents[-1], told, now - timedelta(seconds=ran))
-        incidents, notes = (*incidents[:-1], closed), (*notes, note)
+        done, note = closed(incidents[-1], told, taken, now - timedelta(seconds=ran))
+        incidents, notes = (*incidents[:-1], done), (*notes, note)
     if "restarts" not in outcome.changes and has_moved(job.status, told.step if told is not None else None):
         base = base.model_copy(update={"restarts": base.restarts.model_copy(update={"since_progress": 0})})
-    incidents = priced(incidents, accelerators_of(world, job)) if incidents else ()
     ledger = _summed_up(ledger, job, base, incidents)
     changes = {
         "phase": outcome.phase,
@@ -106,8 +116,7 @@ def _summed_up(
 ) -> Ledger:
     """The ledger with what interruptions that are over have cost, and with what the model makes of it."""
     written = job.status.ledger
-    dead = written.dead_seconds + newly_dead(job.status.incidents, incidents)
-    ledger = ledger.model_copy(update={"dead_seconds": dead})
+    ledger = with_cost(ledger, newly_over(job.status.incidents, incidents))
     if after.start_time is None and written.forecast is None:
         return ledger
     view = forecast(ledger, incidents, job.spec.num_nodes, job.spec.checkpoint.auto_bounds)
@@ -155,29 +164,6 @@ def _incidents(
     began = newest_one.start_time or now
     detection = {Stage.DETECTION: max(0.0, (now - began).total_seconds())}
     return (*older, charge(newest_one, detection))
-
-
-def _is_over(incidents: tuple[Incident, ...], status: TrainingJobStatus, stage: Stage) -> bool:
-    """Whether the gang is productive again, in a later round than the one that the open incident ended."""
-    if not incidents or incidents[-1].resolved_time is not None or stage is not Stage.PRODUCTIVE:
-        return False
-    return status.released_round > incidents[-1].round
-
-
-def _closed(last: Incident, told: Progress | None, at: datetime) -> tuple[Incident, Note]:
-    resumed = told.resumed_from if told is not None else None
-    lost = None
-    if last.progress_step is not None and resumed is not None:
-        lost = max(0, last.progress_step - resumed)
-    done = last.model_copy(update={"resolved_time": at, "resumed_step": resumed, "steps_lost": lost})
-    took = (at - last.start_time).total_seconds() if last.start_time is not None else 0.0
-    from_where = f" from step {resumed}" if resumed is not None else ""
-    if lost:
-        from_where += f", {lost} step{'' if lost == 1 else 's'} made again"
-    note = Note(
-        Reason.RESOLVED, f"incident {last.number} ({last.class_.value}) over after {took:.1f} s{from_where}"
-    )
-    return done, note
 
 
 def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int, phase: Phase) -> NodeCounts:

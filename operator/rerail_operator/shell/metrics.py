@@ -59,6 +59,15 @@ class JobFigures(Collector):
             for stage, seconds in status.ledger.lost_seconds.items():
                 lost.add_metric([*key, stage.value], seconds)
         yield lost
+        cost = GaugeMetricFamily(
+            "rerail_job_lost_seconds_by_class",
+            "Seconds that interruptions which are over have cost, replay and saves included.",
+            labels=["namespace", "job", "class"],
+        )
+        for key, status in self._statuses.items():
+            for kind, seconds in status.ledger.lost_seconds_by_class.items():
+                cost.add_metric([*key, kind.value], seconds)
+        yield cost
 
 
 class Totals:
@@ -174,6 +183,11 @@ _FIGURES: tuple[tuple[str, str, Callable[[TrainingJobStatus], float | None]], ..
         "rerail_job_model_checkpoint_interval_seconds",
         "Seconds of training between checkpoints that the model would choose.",
         lambda s: s.ledger.forecast.interval_seconds if s.ledger.forecast else None,
+    ),
+    (
+        "rerail_job_told_checkpoint_interval_seconds",
+        "Seconds of training between checkpoints that the ranks are told to keep.",
+        lambda s: s.checkpoint_interval_seconds,
     ),
     (
         "rerail_job_dead_seconds",

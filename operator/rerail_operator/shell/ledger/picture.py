@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from rerail_api.v1alpha1 import Incident, Stage
+from rerail_operator.core.ledger import TIMES_OF_AN_INCIDENT
 from rerail_operator.shell.ledger.account import Account
-from rerail_operator.shell.ledger.table import TIMES_OF_AN_INCIDENT, duration
+from rerail_operator.shell.ledger.table import duration
 
 INK, GRID, PRODUCTIVE = "#37352f", "#e9e9e7", "#4f9d69"
 COLOURS: Mapping[Stage, str] = {

@@ -3,23 +3,8 @@
 from collections.abc import Sequence
 
 from rerail_api.v1alpha1 import Forecast, Incident, Ledger, Stage
+from rerail_operator.core.ledger import TIMES_OF_AN_INCIDENT
 from rerail_operator.shell.ledger.account import Account
-
-TIMES_OF_AN_INCIDENT = (
-    Stage.DETECTION,
-    Stage.DECISION,
-    Stage.STOP,
-    Stage.PLACEMENT,
-    Stage.START,
-    Stage.RENDEZVOUS,
-    Stage.LOAD,
-    Stage.COMPILE,
-    Stage.REPLAY,
-    Stage.CHECKPOINT_STALL,
-    Stage.QUEUED,
-    Stage.SUSPENDED,
-)
-"""The stages in the order in which an interruption goes through them."""
 
 
 def as_text(account: Account) -> str:
@@ -29,6 +14,7 @@ def as_text(account: Account) -> str:
     parts = [
         f"{account.job}: {account.phase or 'never looked at'}{why}{nodes}",
         where_it_went(account.ledger),
+        *([by_class(account.ledger)] if account.ledger.lost_seconds_by_class else []),
         *([model(account.ledger, account.num_nodes)] if account.ledger.forecast else []),
         *([interruptions(account.incidents)] if account.incidents else []),
     ]
@@ -46,6 +32,14 @@ def where_it_went(ledger: Ledger) -> str:
     total = sum(seconds for _, seconds in rows)
     lines.append(f"  {'sum':<16} {total:>8.1f} s, ETTR {ledger.ettr:.3f}")
     return "\n".join(lines)
+
+
+def by_class(ledger: Ledger) -> str:
+    """What interruptions have cost that are over, the dearest class first."""
+    cost = sorted(ledger.lost_seconds_by_class.items(), key=lambda item: -item[1])
+    wall = ledger.wall_seconds or 1.0
+    lines = [f"  {kind:<16} {seconds:>8.1f} s {seconds / wall:>6.1%}" for kind, seconds in cost]
+    return "\n".join(["What interruptions that are over have cost", *lines])
 
 
 def model(ledger: Ledger, num_nodes: int | None) -> str:
