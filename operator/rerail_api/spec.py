@@ -12,6 +12,7 @@ from rerail_api.base import INT32_MAX, ApiModel
 from rerail_api.template import PodTemplate, accelerator_count
 
 MAX_NODES: Final = 20_000
+MAX_SPARES: Final = 1_000
 MAX_PROCS_PER_NODE: Final = 64
 MAX_RULES: Final = 20
 AUTO: Final = "auto"
@@ -174,6 +175,14 @@ class TrainingJobSpec(ApiModel):
         ge=1,
         le=MAX_NODES,
         description="Number of worker pods; each gets a node of its own. All are placed or none.",
+    )
+    spares: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_SPARES,
+        description="Pods beside the gang that hold a node and wait at the barrier to take the place of "
+        "a lost one. Placed where there is room once the gang runs, given up first when another job "
+        "needs the room; may change at any time.",
     )
     num_proc_per_node: ProcsPerNode = Field(
         default="auto",

@@ -92,7 +92,9 @@ class NodeCounts(ApiModel):
 
     desired: Count = Field(default=0, description="Node ranks in the gang.")
     ready: Count = Field(default=0, description="Node ranks whose ranks all run.")
-    spares: Count = Field(default=0, description="Spare pods; counted in no other figure.")
+    spares: Count = Field(
+        default=0, description="Spares that stand ready to take a node rank; counted in no other figure."
+    )
     summary: Word = Field(default="", description="ready/desired, for the printed column.")
 
 

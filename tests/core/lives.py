@@ -34,7 +34,9 @@ class Life:
         self.ran: dict[tuple[str, int, int], str] = {}
         self.blows = 0  # strokes of bad luck that can interrupt a gang
         sizes = [rng.choice((1, 2, 2, 3, 4, 6)) for _ in range(rng.choice((1, 1, 2)))]
-        for number in range(max(sizes) + rng.randrange(3)):
+        self.spares = [random.Random(seed * 31 + n).choice((0, 0, 1, 2)) for n, _ in enumerate(sizes)]
+        self.ranks: dict[str, int] = {}  # of each pod, once it had one
+        for number in range(max(sizes) + rng.randrange(3) + sum(self.spares) // 2):
             self.cluster.nodes[f"n{number}"] = ToyNode(f"n{number}")
         for number, size in enumerate(sizes):
             self._apply_job(number, size)
@@ -49,6 +51,7 @@ class Life:
         spec = job.spec.model_copy(
             update={"failure_policy": FailurePolicy(max_restarts=rng.choice((2, 10, 50)))}
         )
+        spec = spec.model_copy(update={"spares": self.spares[number]})
         if rng.random() < 0.1:
             spec = spec.model_copy(update={"active_deadline_seconds": 120})
         spec = spec.model_copy(
@@ -122,6 +125,8 @@ class Life:
                 self.cluster.remove_pod(self.rng.choice(pods))
             self._tick(5.0)
         assert not any(a.state is AgentState.RUNNING for a in self.cluster.agents.values()), "ranks run on"
+        left = [pod.seen.name for pod in self.cluster.pods.values() if pod.seen.spare]
+        assert not left, f"a finished job holds spares: {left}"
 
     def _standing(self) -> str:
         return "; ".join(
@@ -165,7 +170,7 @@ class Life:
     def _check_barrier(self, world: World, round_: int) -> None:
         """Opened only for exactly one living pod per node rank, each with its agent at the barrier."""
         assert world.job is not None
-        living = [pod for pod in world.pods if pod.alive]
+        living = [pod for pod in world.pods if pod.alive and not pod.spare]
         assert sorted(pod.node_rank for pod in living) == list(range(world.job.spec.num_nodes))
         agents = [world.agents[pod.uid] for pod in living]
         assert all(a.connected and a.round == round_ and a.state is AgentState.READY for a in agents)
@@ -220,12 +225,17 @@ class Life:
     def _check_processes(self) -> None:
         """At every moment, of what runs on the nodes, known to anybody or not."""
         masters: dict[tuple[str, int], set[tuple[str, int]]] = {}
+        for pod in self.cluster.pods.values():
+            if not pod.seen.spare:
+                rank = self.ranks.setdefault(pod.seen.uid, pod.seen.node_rank)
+                assert rank == pod.seen.node_rank, f"{pod.seen.name} was moved from node rank {rank}"
         for agent in self.cluster.agents.values():
             if agent.state is not AgentState.RUNNING or agent.release is None:
                 continue
             seat = (agent.job, agent.round, agent.release.node_rank)
             assert self.ran.setdefault(seat, agent.uid) == agent.uid, f"two pods ran as {seat}"
-            release = agent.release
+            release, pod = agent.release, self.cluster.pods.get(agent.uid)
+            assert pod is None or pod.seen.node_rank == release.node_rank, "a spare is in a rendezvous"
             masters.setdefault(seat[:2], set()).add((release.master_addr, release.master_port))
         assert all(len(found) == 1 for found in masters.values()), "ranks of one round of two releases"
 

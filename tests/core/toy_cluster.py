@@ -137,6 +137,12 @@ class ToyCluster:
         self.changes += 1
         return True
 
+    def promote(self, uid: str, node_rank: int, round_: int) -> None:
+        """The guarded label patch: a pod that is gone, going or no spare any more stays as it is."""
+        found = self.pods.get(uid)
+        if found is not None and found.seen.spare and not found.seen.deleting:
+            self._see(found, node_rank=node_rank, since_round=round_)
+
     def delete_pod(self, uid: str) -> None:
         found = self.pods.get(uid)
         if found is None or found.seen.deleting:

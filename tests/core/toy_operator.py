@@ -14,7 +14,7 @@ from rerail_operator.core.admission import Queued, plan_admissions
 from rerail_operator.core.decide import decide
 from rerail_operator.core.gang import seats
 from rerail_operator.core.overlay import overlaid
-from rerail_operator.core.placement import gang_request
+from rerail_operator.core.placement import HELD, gang_request
 from rerail_operator.core.plan import (
     Action,
     Advise,
@@ -27,15 +27,19 @@ from rerail_operator.core.plan import (
     OrderJoin,
     OrderRun,
     Plan,
+    PromoteSpare,
 )
 from rerail_operator.core.publish import write_due
+from rerail_operator.core.queueing import CREATE_SPARE, NAME_TAKEN
+from rerail_operator.core.reasons import Reason
+from rerail_operator.core.room import HeldSpare, Line, Need, Room, room, with_room
 from rerail_operator.core.waiting import avoided
-from rerail_operator.core.world import Agent, Nodes, Placement, Pod, PodPhase, Rejection, World
+from rerail_operator.core.world import SPARE, Agent, Nodes, Placement, Pod, PodPhase, Rejection, World
 
 from . import ground
 from .toy_cluster import ToyCluster
 
-STRUCTURAL = (CreatePod, DeletePod, DeleteGang, FreezeTemplate, DryRunPod)
+STRUCTURAL = (CreatePod, PromoteSpare, DeletePod, DeleteGang, FreezeTemplate, DryRunPod)
 SETTLES_WITHIN = 12
 
 
@@ -145,8 +149,11 @@ class ToyOperator:
         offer = None
         job = job.model_copy(update={"status": overlaid(job.status, mind.decided)})
         waiting = not job.status.is_true(ConditionType.ADMITTED) and not job.spec.suspend
+        asks = Room()
         if waiting and not job.status.finished:
-            offer = self._offers().get(uid)
+            offer = self._offers()[0].get(uid)
+        elif job.spec.spares and not job.status.finished:
+            asks = self._offers()[1]
         return World(
             uid=uid,
             job=job,
@@ -161,6 +168,8 @@ class ToyOperator:
             claim=mind.claim,
             memory=dict(mind.memory),
             accelerators=(ground.GPU,),
+            called_in=asks.called_in,
+            room_for_spares=asks.for_spares,
         )
 
     def reserved(self, besides: str = "") -> Iterator[str]:
@@ -170,8 +179,12 @@ class ToyOperator:
             if uid == besides or job is None or mind.claim is None or job.status.finished:
                 continue
             if job.status.is_true(ConditionType.ADMITTED):
+                spares = {p.seen.slot for p in self.cluster.pods.values() if p.job == uid and p.seen.alive}
+                new = {slot for slot in mind.claim.nodes if slot >= job.spec.num_nodes} - spares
                 yield from (
-                    mind.claim.nodes[rank] for rank in self._unfilled(uid) if rank in mind.claim.nodes
+                    mind.claim.nodes[rank]
+                    for rank in [*self._unfilled(uid), *new]
+                    if rank in mind.claim.nodes
                 )
 
     def _unfilled(self, uid: str) -> list[int]:
@@ -208,7 +221,32 @@ class ToyOperator:
                 request = gang_request(job.spec.template, job.spec.num_nodes, avoided(job, now))
                 created = job.metadata.creation_timestamp or now
                 queue.append(Queued(uid, "team", job.metadata.name, created, request))
-        return plan_admissions(queue, self.nodes(), settled)
+        nodes = self.nodes()
+        answers = plan_admissions(queue, nodes, settled)
+        if not settled:
+            return answers, Room(for_spares=False)
+        found = room(Line(queue, answers, self._unplaceable()), self._spares(), nodes)
+        return with_room(answers, found), found
+
+    def _unplaceable(self) -> list[Need]:
+        needs = []
+        for uid, job in self.cluster.jobs.items():
+            decided = self.minds[uid].decided if uid in self.minds else None
+            if decided is None or decided.reason != Reason.UNPLACEABLE or job.status.finished:
+                continue
+            held = {p.seen.node: HELD for p in self.cluster.pods.values() if p.job == uid and p.seen.alive}
+            away = avoided(job, self.cluster.now) | held
+            short = len(self._unfilled(uid))
+            if short:
+                needs.append(Need(uid, gang_request(job.spec.template, short, away)))
+        return needs
+
+    def _spares(self) -> list[HeldSpare]:
+        return [
+            HeldSpare(pod.seen.uid, pod.seen.name, pod.job, pod.job, pod.seen.node, ground.ROOM)
+            for pod in self.cluster.pods.values()
+            if pod.seen.spare and pod.seen.alive
+        ]
 
     # -- decide, apply, publish
 
@@ -269,12 +307,17 @@ class ToyOperator:
         cluster, job = self.cluster, self.cluster.jobs[uid]
         match action:
             case CreatePod(name, node, rank, slot, round_):
+                spare = rank == SPARE
                 if self.quota_until is not None and cluster.now < self.quota_until:
-                    self._refuse(uid, mind, Rejection("CreatePod", "exceeded quota", cluster.now, True, name))
+                    about = CREATE_SPARE if spare else "CreatePod"
+                    self._refuse(uid, mind, Rejection(about, "exceeded quota", cluster.now, True, name))
                     return
                 pod = Pod(name, "", rank, round_, round_, slot, PodPhase.PENDING, node)
                 if not cluster.create_pod(uid, pod) and not self._is_ours(uid, name):
-                    self._refuse(uid, mind, Rejection("NameTaken", "exists", cluster.now, pod_name=name))
+                    about = CREATE_SPARE if spare else NAME_TAKEN
+                    self._refuse(uid, mind, Rejection(about, "exists", cluster.now, pod_name=name))
+            case PromoteSpare(_, pod_uid, _, rank, round_):
+                cluster.promote(pod_uid, rank, round_)
             case DeletePod(_, pod_uid):
                 cluster.delete_pod(pod_uid)
             case DeleteGang():

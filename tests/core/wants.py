@@ -17,7 +17,9 @@ from rerail_operator.core.plan import (
     OrderJoin,
     OrderRun,
     Plan,
+    PromoteSpare,
 )
+from rerail_operator.core.world import SPARE
 
 from .builders import UID, Scene
 
@@ -25,9 +27,14 @@ from .builders import UID, Scene
 def in_words(action: Action) -> str:
     """An action as one short sentence: what the tables compare."""
     match action:
-        case CreatePod(name, node, rank, _, round_):
-            assert name == pod_name("gpt", UID, round_, rank)
-            return f"create {rank} on {node} in round {round_}"
+        case CreatePod(name, node, rank, slot, round_):
+            assert name == pod_name("gpt", UID, round_, slot)
+            who = (
+                f"spare {slot}" if rank == SPARE else f"{rank}" + (f" as slot {slot}" if slot != rank else "")
+            )
+            return f"create {who} on {node} in round {round_}"
+        case PromoteSpare(_, uid, _, rank, round_):
+            return f"promote {uid} to {rank} in round {round_}"
         case DeletePod(name, uid, grace_seconds=grace):
             return f"delete {uid}" + (f" within {grace} s" if grace is not None else "")
         case DeleteGang():

@@ -6,7 +6,9 @@ import pytest
 
 from rerail_api.contract import BUCKETS
 from rerail_operator.core.manifests import Endpoint
-from rerail_operator.core.plan import CreatePod, DeleteGang
+from rerail_operator.core.plan import CreatePod, DeleteGang, PromoteSpare
+from rerail_operator.core.queueing import CREATE_SPARE
+from rerail_operator.core.world import SPARE
 from rerail_operator.shell.apply import (
     MAX_ACTIONS,
     PICTURE_LAG_SECONDS,
@@ -118,3 +120,76 @@ async def test_a_pass_performs_no_more_than_its_share(stage: Stage) -> None:
     assert not await stage.applier.apply(stage.target, creations(MAX_ACTIONS + 1))
     assert len((await stage.cluster.list(Kind.POD)).items) == MAX_ACTIONS
     assert await stage.applier.apply(stage.target, creations(MAX_ACTIONS))
+
+
+# -- spares
+
+LABELS = {"rank": "rerail.dev/node-rank", "since": "rerail.dev/since-round"}
+
+
+async def a_spare(stage: Stage) -> Object:
+    await stage.applier.apply(stage.target, [CreatePod("gpt-2", "node-0", SPARE, 2, 1)])
+    return await stage.cluster.get(Kind.POD, "default", "gpt-2")
+
+
+def promotion(pod: Object, rank: int = 1, round_: int = 2) -> PromoteSpare:
+    meta = pod["metadata"]
+    return PromoteSpare(meta["name"], meta["uid"], meta["resourceVersion"], rank, round_)
+
+
+async def node_rank(stage: Stage) -> tuple[str | None, str]:
+    labels = (await stage.cluster.get(Kind.POD, "default", "gpt-2"))["metadata"]["labels"]
+    return labels.get(LABELS["rank"]), labels[LABELS["since"]]
+
+
+async def test_a_spare_is_made_without_a_node_rank_and_gets_it_by_one_patch(stage: Stage) -> None:
+    made = await a_spare(stage)
+    assert await node_rank(stage) == (None, "1")
+    await stage.applier.apply(stage.target, [promotion(made)])
+    assert await node_rank(stage) == ("1", "2")
+    kept = (await stage.cluster.get(Kind.POD, "default", "gpt-2"))["metadata"]["labels"]
+    assert kept["rerail.dev/slot"] == "2" and kept["rerail.dev/birth-round"] == "1"
+
+
+async def test_a_status_written_in_between_does_not_stop_a_promotion(stage: Stage) -> None:
+    made = await a_spare(stage)
+    stage.cluster.set_pod_status(made["metadata"]["uid"], {"phase": "Running"})
+    await stage.applier.apply(stage.target, [promotion(made)])
+    assert await node_rank(stage) == ("1", "2")
+
+
+async def test_a_spare_that_was_promoted_before_keeps_what_it_was_given(stage: Stage) -> None:
+    made = await a_spare(stage)
+    await stage.applier.apply(stage.target, [promotion(made, rank=0, round_=3)])
+    await stage.applier.apply(stage.target, [promotion(made, rank=1, round_=2)])
+    assert await node_rank(stage) == ("0", "3")
+
+
+async def test_a_spare_that_is_going_is_not_promoted(stage: Stage) -> None:
+    made = await a_spare(stage)
+    await stage.cluster.patch(Kind.POD, "default", "gpt-2", {"metadata": {"finalizers": ["test/stay"]}})
+    await stage.cluster.delete(Kind.POD, "default", "gpt-2")
+    await stage.applier.apply(stage.target, [promotion(made)])
+    assert await node_rank(stage) == (None, "1")
+
+
+async def test_a_spare_that_is_gone_stops_nothing(stage: Stage) -> None:
+    made = await a_spare(stage)
+    await stage.cluster.delete(Kind.POD, "default", "gpt-2", grace_seconds=0)
+    assert await stage.applier.apply(stage.target, [promotion(made)])
+
+
+async def test_another_pod_of_that_name_is_left_alone(stage: Stage) -> None:
+    made = await a_spare(stage)
+    await stage.cluster.delete(Kind.POD, "default", "gpt-2", grace_seconds=0)
+    await a_spare(stage)
+    await stage.applier.apply(stage.target, [promotion(made)])
+    assert await node_rank(stage) == (None, "1")
+
+
+async def test_a_spare_that_is_refused_speaks_of_itself_and_not_of_the_gang(stage: Stage) -> None:
+    await stage.cluster.create(
+        Kind.POD, "default", {"metadata": {"name": "gpt-2"}, "spec": {"containers": []}}
+    )
+    await stage.applier.apply(stage.target, [CreatePod("gpt-2", "node-0", SPARE, 2, 1)])
+    assert [r.action for r in stage.target.memory.rejections] == [CREATE_SPARE]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rerail_operator.shell.cluster import Kind
+from rerail_operator.shell.cluster import Kind, Object
 from rerail_operator.shell.memory_faults import Fault, FaultKind
-from tests.shell.hamlet import hamlet, job
+from tests.shell.agent_client import Frame
+from tests.shell.hamlet import Hamlet, hamlet, job
 
 
 async def test_a_job_runs_and_completes(tmp_path: Path) -> None:
@@ -188,3 +189,81 @@ async def test_the_first_loss_is_kept_though_progress_is_written_seldom(tmp_path
         await there.all_done()
         seen = await there.until("gpt", phase="Complete")
         assert (seen["progress"]["firstLoss"], seen["progress"]["loss"]) == (6.0, 4.0)
+
+
+async def with_a_spare(there: Hamlet, name: str = "gpt") -> Frame:
+    """The job runs and its spare stands at the barrier."""
+    await there.cluster.create(Kind.JOB, "default", job(name, spares=1))
+    return await there.until(
+        name, phase="Running", nodes={"desired": 2, "ready": 2, "spares": 1, "summary": "2/2"}
+    )
+
+
+def by_node_rank(pods: dict[str, Object]) -> dict[str, str]:
+    return {
+        pod["metadata"]["labels"].get("rerail.dev/node-rank", "spare"): name for name, pod in pods.items()
+    }
+
+
+async def test_a_spare_takes_the_place_of_a_lost_pod(tmp_path: Path) -> None:
+    async with hamlet(tmp_path) as there:
+        await with_a_spare(there)
+        before = by_node_rank(await there.pods())
+        await there.cluster.delete(Kind.POD, "default", before["1"], grace_seconds=1)
+        seen = await there.until("gpt", phase="Running", round=2)
+        after = by_node_rank(await there.pods())
+        assert (after["0"], after["1"]) == (before["0"], before["spare"])
+        assert seen["restarts"]["total"] == 1
+        assert there.agents[after["1"]].report["release"]["node_rank"] == 1
+        # A node is free again: a new spare takes the old one's part.
+        await there.until("gpt", nodes={"desired": 2, "ready": 2, "spares": 1, "summary": "2/2"})
+        assert there.engine is not None and there.engine.failures == 0
+
+
+async def test_a_promotion_survives_whatever_happens_to_its_patch(tmp_path: Path) -> None:
+    for what in FaultKind:
+        folder = tmp_path / what.name
+        folder.mkdir()
+        async with hamlet(folder) as there:
+            await with_a_spare(there)
+            before = by_node_rank(await there.pods())
+            there.cluster.faults.add(Fault(what, "patch", Kind.POD))
+            await there.cluster.delete(Kind.POD, "default", before["0"], grace_seconds=1)
+            seen = await there.until("gpt", phase="Running", round=2)
+            assert there.cluster.faults.pending == 0, f"{what} never struck"
+            assert by_node_rank(await there.pods())["0"] == before["spare"]
+            assert seen["restarts"]["total"] == 1
+
+
+async def test_a_spare_makes_room_for_a_job_that_waits(tmp_path: Path) -> None:
+    async with hamlet(tmp_path) as there:
+        await with_a_spare(there)
+        await there.cluster.create(Kind.JOB, "default", job("second", nodes=1))
+        await there.until("second", phase="Running")
+        seen = await there.until("gpt", nodes={"desired": 2, "ready": 2, "spares": 0, "summary": "2/2"})
+        assert (seen["phase"], seen["round"]) == ("Running", 1)
+
+
+async def test_a_spare_makes_room_for_a_node_rank_of_another_job(tmp_path: Path) -> None:
+    async with hamlet(tmp_path, nodes=4) as there:
+        await there.cluster.create(Kind.JOB, "default", job("other", nodes=1))
+        await there.until("other", phase="Running")
+        await with_a_spare(there)
+        (mine,) = (n for n in await there.pods() if n.startswith("other"))
+        node = (await there.pods())[mine]["spec"]["nodeName"]
+        await there.cluster.patch(Kind.NODE, "", node, {"spec": {"unschedulable": True}})
+        await there.cluster.delete(Kind.POD, "default", mine, grace_seconds=1)
+        await there.until("other", phase="Running", round=2)
+        await there.until("gpt", nodes={"desired": 2, "ready": 2, "spares": 0, "summary": "2/2"})
+
+
+async def test_a_job_that_ends_leaves_no_spare(tmp_path: Path) -> None:
+    async with hamlet(tmp_path) as there:
+        await with_a_spare(there)
+        pods = by_node_rank(await there.pods())
+        for rank in ("0", "1"):
+            await there.agents[pods[rank]].say(state="Done", ranks_alive=0)
+        await there.until("gpt", phase="Complete")
+        async with asyncio.timeout(10):
+            while "spare" in by_node_rank(await there.pods()):
+                await asyncio.sleep(0.02)

@@ -14,6 +14,7 @@ from .topology import in_order
 from .world import Node, Nodes, Placement, Refusal
 
 WAITING_FOR_OLDER_JOB = "WaitingForOlderJob"
+WAITING_FOR_SPARES = "WaitingForSpares"
 CLUSTER_SETTLING = "ClusterSettling"
 
 

@@ -34,6 +34,6 @@ def with_condemned(
 
 def _is_condemned(seat: Seat, round_: int, away: dict[str, str], bad: set[int]) -> bool:
     pod = seat.pod
-    if pod is None or not pod.alive or pod.birth_round >= round_:
+    if pod is None or not pod.alive or pod.since_round >= round_:
         return False
     return pod.node in away or seat.node_rank in bad

@@ -16,6 +16,7 @@ from .plan import Plan
 from .publish import publish
 from .reasons import Reason
 from .repair import answer
+from .spares import tend
 from .waiting import blocked_by, past_startup_deadline
 from .world import World
 
@@ -30,7 +31,8 @@ def decide(world: World, now: datetime) -> Plan:
     if job.status.finished:
         return after_the_end(world, job, now)
     taken = with_condemned(world, job, seats(world, job.spec.num_nodes), now)
-    return publish(world, job, taken, _step(world, job, taken, now), now)
+    outcome = tend(world, job, taken, _step(world, job, taken, now), now)
+    return publish(world, job, taken, outcome, now)
 
 
 def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:

@@ -96,7 +96,9 @@ def after_the_end(world: World, job: TrainingJob, now: datetime) -> Plan:
         if left <= timedelta(0):
             return Plan(None, (DeleteJob(),), because="ttlSecondsAfterFinished has passed")
         waits.append(left)
-    running = [pod for pod in may_still_run(world) if not pod.deleting]
+    spares = sorted((p for p in world.pods if p.spare and not p.deleting), key=lambda pod: pod.name)
+    actions.extend(DeletePod(p.name, p.uid, why="a finished job holds no spares") for p in spares)
+    running = [pod for pod in may_still_run(world) if not pod.deleting and not pod.spare]
     if running:
         actions.extend(_stop(world, job, running, success, now - ended))
         waits.append(timedelta(seconds=2))
@@ -105,7 +107,7 @@ def after_the_end(world: World, job: TrainingJob, now: datetime) -> Plan:
         actions.extend(
             DeletePod(pod.name, pod.uid, why="the job has failed; other pods hold its evidence")
             for pod in sorted(world.pods, key=lambda pod: pod.name)
-            if pod.ended and not pod.deleting and pod.node_rank not in kept
+            if pod.ended and not pod.deleting and not pod.spare and pod.node_rank not in kept
         )
     return Plan(
         None,

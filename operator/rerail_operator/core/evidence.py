@@ -89,7 +89,7 @@ def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datet
             f"the pod of node rank {seat.node_rank} is gone: it was deleted by force",
         )
     # A dead pod of an older round is already accounted for: opening this round was the answer to it.
-    if not seat.filled and pod.birth_round < round_ and released != round_:
+    if not seat.filled and pod.since_round < round_ and released != round_:
         return None
     if finished_with_zero(seat, round_):
         return None

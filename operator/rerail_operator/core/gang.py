@@ -57,9 +57,12 @@ def all_bound(taken: Iterable[Seat]) -> bool:
 
 
 def leftovers(world: World, taken: Iterable[Seat]) -> tuple[Pod, ...]:
-    """Pods that hold no seat and are not on their way out: superseded, or of a larger gang of before."""
+    """Pods that hold no seat and are not on their way out: superseded, or of a larger gang of before.
+
+    Spares are none of them: `spares.py` looks after those.
+    """
     kept = {seat.pod.uid for seat in taken if seat.pod is not None}
-    return _by_name(pod for pod in world.pods if pod.uid not in kept and not pod.deleting)
+    return _by_name(pod for pod in world.pods if pod.uid not in kept and not pod.deleting and not pod.spare)
 
 
 def may_still_run(world: World) -> tuple[Pod, ...]:

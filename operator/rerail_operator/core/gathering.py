@@ -1,7 +1,9 @@
 """From admitted to a full set of pods: template, pods, places. Each look does what is missing."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import count
 
 from rerail_api.status import ExcludedNode, Stage
 from rerail_api.v1alpha1 import TrainingJob
@@ -12,11 +14,12 @@ from .gang import Seat
 from .ledger import gathering_stage
 from .names import pod_name
 from .outcome import Outcome
-from .placement import gang_request, place_missing, taken_all_the_same
-from .plan import CreatePod, FreezeTemplate
+from .placement import HELD, gang_request, place_missing, taken_all_the_same
+from .plan import CreatePod, FreezeTemplate, Note
 from .queueing import NAME_TAKEN, give_back
 from .reasons import Reason
 from .silence import is_container_gone
+from .spares import promote, promotions
 from .waiting import (
     avoided,
     excluding,
@@ -27,12 +30,14 @@ from .waiting import (
     startup_time_left,
     stuck_memory,
 )
-from .world import Placement, Refusal, World
+from .world import Placement, Pod, Refusal, World
 
 UNSCHEDULABLE_PATIENCE = timedelta(seconds=10)
 """How long a pinned pod may stay unschedulable before its node is planned again."""
 RETRY_PLACE = timedelta(seconds=15)
 KEEP_AWAY = timedelta(minutes=5)
+SPARES_NAMED = 16
+"""How many spares of one swap get an event of their own."""
 
 
 def gather(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
@@ -50,8 +55,6 @@ def gather(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetim
     missing = tuple(s.node_rank for s in taken if not s.filled and not _is_through(job, s))
     if not missing:
         return assemble(world, job, taken, now)
-    if not world.template_frozen:
-        return _freeze(job)
     return replace(_fill(world, job, taken, missing, now), memory=stuck_memory(world, taken, now))
 
 
@@ -102,12 +105,19 @@ def _placement_lost(world: World, job: TrainingJob, taken: tuple[Seat, ...], now
 def _fill(
     world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
 ) -> Outcome:
-    """Create the missing pods, each on the node that was claimed for it or on a newly planned one."""
+    """Give every node rank without a pod one: a spare that stands ready, else a new pod on its claimed or a
+    newly planned node, else, where no node has room, a spare that is still starting."""
     round_ = job.status.round
     tidy = (*removals(world, taken, round_), *joins(taken, round_))
-    plan = _where(world, job, taken, missing, now)
+    chosen = promotions(world, job, _strangers_first(world, job, taken, missing, now), now, ready=True)
+    plan = _where(world, job, taken, _without(missing, chosen), now)
     if isinstance(plan, Refusal):
-        return starting(
+        chosen |= promotions(world, job, _without(missing, chosen), now, ready=False)
+        plan = _where(world, job, taken, _without(missing, chosen), now)
+    rest = _without(missing, chosen)
+    tidy, notes = (*tidy, *promote(chosen, round_)), _told(taken, chosen)
+    if isinstance(plan, Refusal):
+        waits = starting(
             job,
             Reason.UNPLACEABLE,
             plan.message,
@@ -116,31 +126,82 @@ def _fill(
             requeue_after=min(startup_time_left(job, now), RETRY_PLACE),
             because="a node rank must move and there is no room: the others wait at the barrier",
         )
-    name, uid = job.metadata.name, job.metadata.uid
+        return replace(waits, notes=notes)
+    if rest and not world.template_frozen:
+        return replace(_freeze(job), actions=(*tidy, *_freeze(job).actions), notes=notes)
+    name, uid, slots = job.metadata.name, job.metadata.uid, _slots(world, taken, rest)
     creates = tuple(
-        CreatePod(pod_name(name, uid, round_, rank), plan.nodes[rank], rank, rank, round_) for rank in missing
+        CreatePod(pod_name(name, uid, round_, slots[rank]), plan.nodes[rank], rank, slots[rank], round_)
+        for rank in rest
     )
-    return starting(
+    outcome = starting(
         job,
         Reason.PLACING_PODS,
-        f"creating {len(creates)} of {job.spec.num_nodes} pods"
-        + taken_all_the_same(world.nodes, [pod.node for pod in creates]),
+        _in_words(job, creates, chosen) + taken_all_the_same(world.nodes, [pod.node for pod in creates]),
         gathering_stage(taken, round_),
         actions=(*tidy, *creates),
-        placement=plan,
+        placement=Placement({**plan.nodes, **{rank: pod.node for rank, pod in chosen.items()}}),
         because="node ranks without a pod get one",
     )
+    return replace(outcome, notes=notes)
+
+
+def _without(missing: tuple[int, ...], chosen: Mapping[int, Pod]) -> tuple[int, ...]:
+    return tuple(rank for rank in missing if rank not in chosen)
+
+
+def _slots(world: World, taken: tuple[Seat, ...], ranks: tuple[int, ...]) -> dict[int, int]:
+    """A slot for each of these node ranks: its own number, or where a spare has that, the lowest free one."""
+    held = {s.pod.slot for s in taken if s.filled and s.pod is not None}
+    held |= {pod.slot for pod in world.pods if pod.spare and not pod.deleting}
+    free = (slot for slot in count() if slot not in held and slot not in ranks)
+    return {rank: rank if rank not in held else next(free) for rank in ranks}
+
+
+def _strangers_first(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
+) -> list[int]:
+    """The node ranks in the order in which spares serve them: those that must leave their node come first."""
+    away = avoided(job, now)
+
+    def has_home(rank: int) -> bool:
+        pod = taken[rank].pod
+        node = world.nodes.get(pod.node) if pod is not None else None
+        return node is not None and node.ready is True and node.schedulable and node.name not in away
+
+    return sorted(missing, key=lambda rank: (has_home(rank), rank))
+
+
+def _told(taken: tuple[Seat, ...], chosen: Mapping[int, Pod]) -> tuple[Note, ...]:
+    notes = []
+    for rank, pod in sorted(chosen.items())[:SPARES_NAMED]:
+        old = taken[rank].pod
+        was = f" in place of {old.name} on {old.node}" if old is not None else ""
+        notes.append(
+            Note(Reason.SPARE_TAKES_RANK, f"spare {pod.name} on {pod.node} takes node rank {rank}{was}")
+        )
+    return tuple(notes)
+
+
+def _in_words(job: TrainingJob, creates: tuple[CreatePod, ...], chosen: Mapping[int, Pod]) -> str:
+    spares = f"{len(chosen)} node {'rank goes to a spare' if len(chosen) == 1 else 'ranks go to spares'}"
+    if not creates:
+        return spares
+    return f"creating {len(creates)} of {job.spec.num_nodes} pods" + (f"; {spares}" if chosen else "")
 
 
 def _where(
     world: World, job: TrainingJob, taken: tuple[Seat, ...], missing: tuple[int, ...], now: datetime
 ) -> Placement | Refusal:
+    if not missing:
+        return Placement({s.node_rank: s.pod.node for s in taken if s.filled and s.pod is not None})
     doomed = [
         seat.pod.node
         for seat in taken
         if seat.condemned and seat.pod is not None and not is_container_gone(seat.agent)
     ]
     away = avoided(job, now) | dict.fromkeys(doomed, "its pod is being replaced")
+    away |= {pod.node: HELD for pod in world.pods if pod.spare and not pod.ended}
     keep = {seat.node_rank: seat.pod.node for seat in taken if seat.filled and seat.pod is not None}
     claimed = dict(world.claim.nodes) if world.claim is not None else {}
     for seat in taken:

@@ -18,6 +18,8 @@ from rerail_api.contract import (
     MANAGED_BY,
 )
 
+from .world import SPARE
+
 UID_CHARACTERS: Final = 5
 HASH_CHARACTERS: Final = 10
 
@@ -71,15 +73,20 @@ def job_labels(job: str, uid: str) -> dict[str, str]:
 
 
 def pod_labels(job: str, uid: str, *, node_rank: int, birth_round: int, slot: int) -> dict[str, str]:
-    """Labels of a new pod: it holds its node rank since the round it was born in."""
+    """Labels of a new pod: it holds its node rank since the round it was born in; a spare has none."""
     return {
         **job_labels(job, uid),
-        LABEL_NODE_RANK: str(node_rank),
+        **({} if node_rank == SPARE else {LABEL_NODE_RANK: str(node_rank)}),
         LABEL_SINCE_ROUND: str(birth_round),
         LABEL_BIRTH_ROUND: str(birth_round),
         LABEL_SLOT: str(slot),
         LABEL_BUCKET: str(bucket(slot)),
     }
+
+
+def promoted_labels(node_rank: int, since_round: int) -> dict[str, str]:
+    """The labels that a spare gets when it takes a node rank; all others stay as they were."""
+    return {LABEL_NODE_RANK: str(node_rank), LABEL_SINCE_ROUND: str(since_round)}
 
 
 def bucket_labels(uid: str, number: int) -> dict[str, str]:

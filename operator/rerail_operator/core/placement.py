@@ -23,6 +23,7 @@ __all__ = [
     "place_gang",
     "place_in",
     "place_missing",
+    "spare_places",
     "taken_all_the_same",
 ]
 
@@ -79,6 +80,11 @@ def place_missing(
     else:
         placed |= _nearest(others, left, neighbours)
     return Placement(dict(sorted(placed.items())))
+
+
+def spare_places(request: GangRequest, nodes: Nodes, count: int) -> tuple[str, ...]:
+    """Nodes for at most `count` spares, wherever there is room; fewer where there is less."""
+    return tuple(node.name for node in survey(request, nodes).fitting()[:count])
 
 
 def _as_wished(ranks: list[int], fitting: list[Node], wished: Mapping[int, str]) -> dict[int, str]:

@@ -12,12 +12,23 @@ from .world import Placement, Release
 
 @dataclass(frozen=True, slots=True)
 class CreatePod:
-    """Create the pod of a node rank, pinned to its node. Named by (job, UID, birth round, slot)."""
+    """Create the pod of a node rank or a spare, pinned to its node; named by job, UID, round and slot."""
 
     name: str
     node: str
-    node_rank: int
+    node_rank: int  # or SPARE
     slot: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteSpare:
+    """A spare takes a node rank from `round` on: one label patch, guarded by the pod's UID and version."""
+
+    name: str
+    uid: str
+    resource_version: str
+    node_rank: int
     round: int
 
 
@@ -90,6 +101,7 @@ class DeleteJob:
 
 Action = (
     CreatePod
+    | PromoteSpare
     | DeletePod
     | DeleteGang
     | FreezeTemplate
@@ -122,7 +134,8 @@ class Plan:
 
     `intent` True: `status` must be written (guarded by resourceVersion) and read back *before* any action;
     the actions of such a plan are empty: the next pass, on the written status, acts.
-    `placement` is what this plan claims on nodes; the shell holds it until the pods are seen.
+    `placement` is what this plan claims on nodes, by node rank, spares by slot; the shell holds it until the
+    pods are seen.
     """
 
     status: TrainingJobStatus | None

@@ -34,6 +34,7 @@ from .plan import Note, Plan
 from .progress import highest_step, newest, progress_changes
 from .reasons import Reason
 from .restarts import has_moved
+from .spares import ready_spares
 from .template_facts import accelerators_of
 from .world import Progress, World
 
@@ -86,7 +87,7 @@ def _status(
         "reason": outcome.reason.value,
         "message": outcome.message[:1024],
         "conditions": _conditions(base, outcome, generation, now),
-        "nodes": _counts(job, taken, base.round, outcome.phase),
+        "nodes": _counts(job, taken, base.round, outcome.phase, len(ready_spares(world, job, now))),
         "incidents": incidents,
         "ledger": ledger,
         "checkpoint_interval_seconds": interval_to_tell(
@@ -166,12 +167,12 @@ def _incidents(
     return (*older, charge(newest_one, detection))
 
 
-def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int, phase: Phase) -> NodeCounts:
+def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int, phase: Phase, spares: int) -> NodeCounts:
     ready = sum(1 for s in taken if s.at(AgentState.RUNNING, round_) or s.at(AgentState.DONE, round_))
     desired = job.spec.num_nodes
     if phase is Phase.RUNNING:
         ready = desired  # agents that are on their way to a new leader included
-    return NodeCounts(desired=desired, ready=ready, summary=f"{ready}/{desired}")
+    return NodeCounts(desired=desired, ready=ready, spares=spares, summary=f"{ready}/{desired}")
 
 
 def _conditions(

@@ -20,6 +20,8 @@ from .world import Placement, Refusal, Rejection, World
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 NAME_TAKEN = "NameTaken"
 """The action of a rejection that speaks of a name, not of the template."""
+CREATE_SPARE = "CreateSpare"
+"""The action of a rejection that speaks of a spare: the gang does without."""
 LOOK_AGAIN = timedelta(seconds=30)
 SETTLING = timedelta(seconds=1)
 NEEDS_A_PERSON = frozenset({Reason.NEVER_FITS, Reason.INVALID_SPEC, Reason.KUEUE_NOT_SUPPORTED})
@@ -119,7 +121,7 @@ def _clear_old_pods(world: World) -> Outcome:
 def fresh_rejection(rejections: Iterable[Rejection], now: datetime) -> Rejection | None:
     """The server's no to the job's objects, until it is time to ask again."""
     for rejection in rejections:
-        if rejection.action == NAME_TAKEN:
+        if rejection.action in (NAME_TAKEN, CREATE_SPARE):
             continue
         if now < rejection.at + (RETRY_QUOTA if rejection.retriable else RETRY_TEMPLATE):
             return rejection

@@ -11,6 +11,7 @@ class Reason(StrEnum):
     WAITING_FOR_OLDER_JOB = "WaitingForOlderJob"
     NEVER_FITS = "NeverFits"
     CLUSTER_SETTLING = "ClusterSettling"
+    WAITING_FOR_SPARES = "WaitingForSpares"
     WAITING_FOR_OLD_PODS = "WaitingForOldPods"
     KUEUE_NOT_SUPPORTED = "KueueNotSupported"
     INVALID_SPEC = "InvalidSpec"
@@ -37,6 +38,8 @@ class Reason(StrEnum):
     RELEASES_DIFFER = "ReleasesDiffer"
     NAME_TAKEN = "NameTaken"
     GAVE_BACK = "GaveBack"
+    SPARE_TAKES_RANK = "SpareTakesRank"
+    SPARE_GIVEN_UP = "SpareGivenUp"
     SPEC_CHANGED = "SpecChanged"
     RESOLVED = "Resolved"
     # suspended
@@ -61,6 +64,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.WAITING_FOR_OLDER_JOB: "An older job takes the nodes that this one could have.",
     Reason.NEVER_FITS: "No set of this cluster's nodes, even empty, could hold the gang.",
     Reason.CLUSTER_SETTLING: "Jobs that already hold nodes are looked at first after a hand-over.",
+    Reason.WAITING_FOR_SPARES: "Spares of other jobs are being stopped to make room for this one.",
     Reason.WAITING_FOR_OLD_PODS: "Pods of an earlier round have not gone yet.",
     Reason.KUEUE_NOT_SUPPORTED: "The job carries Kueue's queue label, which Rerail does not honour yet.",
     Reason.INVALID_SPEC: "The stored spec cannot be run; the message says which field and what to write.",
@@ -84,6 +88,8 @@ SENTENCES: dict[Reason, str] = {
     Reason.RELEASES_DIFFER: "Two nodes hold different releases of one round; a new round is opened.",
     Reason.NAME_TAKEN: "A pod of the planned name exists already; a new round gives new names.",
     Reason.GAVE_BACK: "The gang could not be completed in time and gave its nodes back.",
+    Reason.SPARE_TAKES_RANK: "A spare that stood ready takes the place of a pod that was lost.",
+    Reason.SPARE_GIVEN_UP: "A spare makes room for a job that would wait without it.",
     Reason.SPEC_CHANGED: "The spec was changed while suspended; the job starts again from the new one.",
     Reason.RESOLVED: "The job is past the point at which it was interrupted.",
     Reason.SUSPENDED: "The job is suspended and holds no nodes.",

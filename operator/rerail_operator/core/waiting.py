@@ -104,7 +104,7 @@ def removals(world: World, taken: tuple[Seat, ...], round_: int) -> tuple[Action
         if seat.pod is not None
         and not seat.filled
         and not seat.pod.deleting
-        and seat.pod.birth_round < round_
+        and seat.pod.since_round < round_
     ]
     return tuple(DeletePod(pod.name, pod.uid, why="superseded") for pod in (*dead, *leftovers(world, taken)))
 

@@ -8,6 +8,9 @@ from enum import StrEnum
 from rerail_api.contract import AgentState
 from rerail_api.v1alpha1 import TrainingJob
 
+SPARE = -1
+"""The node rank of a pod that holds none: a spare."""
+
 Resources = Mapping[str, int]
 """Resource name -> amount in thousandths of its unit (milli-cores, milli-bytes, milli-GPUs)."""
 
@@ -36,8 +39,8 @@ class Pod:
 
     name: str
     uid: str
-    node_rank: int
-    since_round: int
+    node_rank: int  # or SPARE
+    since_round: int  # since when it holds its node rank; a spare: since it was made
     birth_round: int
     slot: int
     phase: PodPhase
@@ -50,6 +53,13 @@ class Pod:
     waiting: str = ""  # "ImagePullBackOff: ..." while the container cannot start
     disruption: str = ""  # reason of the DisruptionTarget condition
     template_hash: str = ""
+    # Moves with every write of anybody, and says nothing: it only guards our own.
+    resource_version: str = field(default="", compare=False)
+
+    @property
+    def spare(self) -> bool:
+        """Holds a node and no node rank."""
+        return self.node_rank == SPARE
 
     @property
     def alive(self) -> bool:
@@ -191,7 +201,7 @@ class Placement:
 class Refusal:
     """Why a gang has no place now: one typed reason with numbers."""
 
-    reason: str  # InsufficientNodes, NeverFits, WaitingForOlderJob, ClusterSettling
+    reason: str  # InsufficientNodes, NeverFits, WaitingForOlderJob, WaitingForSpares, ClusterSettling
     message: str
 
 
@@ -224,3 +234,5 @@ class World:
     claim: Placement | None = None  # what this job's last plan claimed, not all of it seen yet
     memory: Mapping[str, datetime] = field(default_factory=dict)  # what the last plan asked to remember
     accelerators: tuple[str, ...] = ()  # resource names that count as accelerators
+    called_in: frozenset[str] = frozenset()  # spares (pod UIDs) whose room another job needs
+    room_for_spares: bool = True  # whether no job waits that the nodes left over could serve

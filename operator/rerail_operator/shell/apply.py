@@ -29,13 +29,14 @@ from rerail_operator.core.plan import (
     OrderFinish,
     OrderJoin,
     OrderRun,
+    PromoteSpare,
 )
-from rerail_operator.core.queueing import shape_hash
+from rerail_operator.core.queueing import CREATE_SPARE, NAME_TAKEN, shape_hash
 from rerail_operator.core.template_facts import num_proc
-from rerail_operator.core.world import Rejection, Release
+from rerail_operator.core.world import SPARE, Rejection, Release
 
 from .clock import Clock
-from .cluster import AlreadyExists, Cluster, Kind, NotFound, Object, Rejected
+from .cluster import AlreadyExists, Cluster, Conflict, Kind, NotFound, Object, Rejected
 from .jobmemory import JobMemory
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ class Applier:
         match action:
             case CreatePod():
                 await self._create(target, action)
+            case PromoteSpare():
+                await self._promote(target, action)
             case DeletePod(name, uid, grace, _):
                 await self._gone(
                     self._cluster.delete(Kind.POD, target.namespace, name, uid=uid, grace_seconds=grace)
@@ -215,7 +218,8 @@ class Applier:
         except AlreadyExists:
             await self._look(target, pod)
         except Rejected as refusal:
-            self._remember(target, "CreatePod", str(refusal), refusal.retriable)
+            about = CREATE_SPARE if pod.node_rank == SPARE else "CreatePod"
+            self._remember(target, about, str(refusal), refusal.retriable, pod.name)
             log.warning("%s/%s: pod %s refused: %s", target.namespace, job.metadata.name, pod.name, refusal)
 
     async def _look(self, target: Target, pod: CreatePod) -> None:
@@ -228,14 +232,43 @@ class Applier:
         labels = meta.get("labels") or {}
         wanted = {
             LABEL_JOB_UID: target.uid,
-            LABEL_NODE_RANK: str(pod.node_rank),
+            LABEL_NODE_RANK: None if pod.node_rank == SPARE else str(pod.node_rank),
             LABEL_BIRTH_ROUND: str(pod.round),
         }
         ours = all(labels.get(k) == v for k, v in wanted.items()) and not meta.get("deletionTimestamp")
         if ours:
             self._sightings.note_pod(found)
         else:
-            self._remember(target, "NameTaken", f"pod {pod.name} exists", True, pod.name)
+            about = CREATE_SPARE if pod.node_rank == SPARE else NAME_TAKEN
+            self._remember(target, about, f"pod {pod.name} exists", True, pod.name)
+
+    async def _promote(self, target: Target, spare: PromoteSpare) -> None:
+        """Give a spare its node rank. One that is gone, going or taken is left for the next pass to see."""
+        version = spare.resource_version
+        try:
+            self._sightings.note_pod(await self._relabel(target, spare, version))
+        except NotFound:
+            log.info("%s/%s: spare %s is gone", target.namespace, target.name, spare.name)
+        except Conflict:
+            # Mostly the kubelet's status came in between. What it was promoted to, if it was, must stay.
+            await self._promote_after_a_look(target, spare)
+
+    async def _promote_after_a_look(self, target: Target, spare: PromoteSpare) -> None:
+        try:
+            found = await self._cluster.get(Kind.POD, target.namespace, spare.name)
+        except NotFound:
+            return
+        meta = found["metadata"]
+        free = LABEL_NODE_RANK not in (meta.get("labels") or {}) and not meta.get("deletionTimestamp")
+        if meta["uid"] == spare.uid and free:
+            found = await self._relabel(target, spare, meta["resourceVersion"])
+        self._sightings.note_pod(found)
+
+    async def _relabel(self, target: Target, spare: PromoteSpare, version: str) -> Object:
+        labels = names.promoted_labels(spare.node_rank, spare.round)
+        guard = {"uid": spare.uid, "resourceVersion": version}
+        patch: Object = {"metadata": {**guard, "labels": labels}}
+        return await self._cluster.patch(Kind.POD, target.namespace, spare.name, patch)
 
     async def _dry_run(self, target: Target, node: str) -> None:
         job = _live(target)
@@ -303,10 +336,12 @@ def _urgency(action: Action) -> int:
             return 0
         case FreezeTemplate() | DryRunPod():
             return 1
-        case CreatePod():
+        case PromoteSpare():
             return 2
-        case OrderJoin() | OrderRun() | Advise() | OrderFinish():
+        case CreatePod():
             return 3
+        case OrderJoin() | OrderRun() | Advise() | OrderFinish():
+            return 4
         case _:
             assert_never(action)
 

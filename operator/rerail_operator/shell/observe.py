@@ -23,7 +23,7 @@ from rerail_api.contract import (
     TRAINER_CONTAINER,
 )
 from rerail_operator.core.quantities import BadQuantity, parse_quantity
-from rerail_operator.core.world import Effect, Node, Pod, PodPhase, Resources, Taint, Termination
+from rerail_operator.core.world import SPARE, Effect, Node, Pod, PodPhase, Resources, Taint, Termination
 from rerail_operator.shell.keys import JobKey
 from rerail_operator.shell.raw import (
     Amounts,
@@ -162,7 +162,7 @@ def job_record(obj: dict[str, Any]) -> JobRecord:
 def _worker(raw: RawPod) -> Pod | None:
     meta, labels = raw.metadata, raw.metadata.labels or {}
     try:
-        node_rank, since = int(labels[LABEL_NODE_RANK]), int(labels[LABEL_SINCE_ROUND])
+        node_rank, since = int(labels.get(LABEL_NODE_RANK, SPARE)), int(labels[LABEL_SINCE_ROUND])
         birth, slot = int(labels[LABEL_BIRTH_ROUND]), int(labels[LABEL_SLOT])
     except (KeyError, ValueError):
         return None
@@ -188,6 +188,7 @@ def _worker(raw: RawPod) -> Pod | None:
         waiting=_waiting(raw.status),
         disruption=disrupted.reason if disrupted and disrupted.status == "True" else "",
         template_hash=intern((meta.annotations or {}).get(ANNOTATION_TEMPLATE_HASH, "")),
+        resource_version=meta.resource_version,
     )
 
 

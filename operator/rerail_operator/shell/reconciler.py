@@ -171,6 +171,9 @@ class Reconciler:
             memory=memory.notes,
             accelerators=self._accelerators,
         )
+        if job.spec.spares and job.status.is_true(ConditionType.ADMITTED):
+            room = self._senses.desk.room()
+            world = replace(world, called_in=room.called_in, room_for_spares=room.for_spares)
         # While its old pods hold their nodes the answer would be a no, and outlive the reason for it.
         asks = in_line and not may_still_run(world)
         return replace(world, offer=self._senses.desk.offer(uid)) if asks else world

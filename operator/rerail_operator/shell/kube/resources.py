@@ -42,7 +42,7 @@ RESOURCES: Final[Mapping[Kind, Resource]] = {
 }
 
 CLUSTER_RIGHTS: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    ("", "pods"): frozenset({"get", "list", "watch", "create", "delete", "deletecollection"}),
+    ("", "pods"): frozenset({"get", "list", "watch", "create", "patch", "delete", "deletecollection"}),
     ("", "nodes"): frozenset({"list", "watch"}),
     ("", "events"): frozenset({"create", "patch"}),
     ("", "configmaps"): frozenset({"create", "get"}),

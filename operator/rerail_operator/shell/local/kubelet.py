@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rerail_api.base import rfc3339
 from rerail_api.contract import LABEL_NODE_RANK
+from rerail_operator.core.world import SPARE
 from rerail_operator.shell.clock import Clock
 from rerail_operator.shell.cluster import Change, Expired, Kind, NotFound, Object
 from rerail_operator.shell.local import podstatus, processes
@@ -57,7 +58,7 @@ class _Life:
 
     process: PodProcess
     node: str
-    node_rank: int
+    node_rank: int  # or SPARE
     task: "asyncio.Task[None] | None" = None
     ending: bool = False
     forgotten: bool = False  # its node has vanished: nobody reports any more
@@ -168,6 +169,7 @@ class ProcessKubelet:
         if life is None:
             life = self._adopt(pod)
             life.task = asyncio.create_task(self._live(pod, life))
+        life.node_rank = _node_rank(metadata)  # a spare may have been given one
         if "deletionTimestamp" in metadata and not life.ending:
             life.ending = True
             grace = float(metadata.get("deletionGracePeriodSeconds") or 0)
@@ -175,14 +177,14 @@ class ProcessKubelet:
 
     def _adopt(self, pod: Object) -> _Life:
         metadata = pod["metadata"]
-        node_rank = int((metadata.get("labels") or {}).get(LABEL_NODE_RANK, -1))
+        uid: str = metadata["uid"]
         process = PodProcess(
-            metadata["uid"],
+            uid,
             self._workdir.logs / f"{metadata['name']}.log",
             self._clock,
-            lambda line: self._on_line(node_rank, line),
+            lambda line: self._on_line(self._lives[uid].node_rank, line),
         )
-        return self._lives.setdefault(metadata["uid"], _Life(process, pod["spec"]["nodeName"], node_rank))
+        return self._lives.setdefault(uid, _Life(process, pod["spec"]["nodeName"], _node_rank(metadata)))
 
     async def _live(self, pod: Object, life: _Life) -> None:
         uid = pod["metadata"]["uid"]
@@ -244,6 +246,10 @@ class ProcessKubelet:
         for key, text in (found.get("data") or {}).items():
             (folder / key).write_text(text, encoding="utf-8")
         return folder
+
+
+def _node_rank(metadata: Object) -> int:
+    return int((metadata.get("labels") or {}).get(LABEL_NODE_RANK, SPARE))
 
 
 def _made(folder: Path) -> Path:

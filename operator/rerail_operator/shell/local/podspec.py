@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerail_api.contract import AGENT_MOUNT, LABEL_NODE_RANK, RESERVED_ENV, TRAINER_CONTAINER, Env
+from rerail_api.contract import AGENT_MOUNT, LABEL_SLOT, RESERVED_ENV, TRAINER_CONTAINER, Env
 from rerail_operator.shell.cluster import Object
 
 LOOPBACK = "127.0.0.1"
@@ -39,12 +39,12 @@ class Host:
     environment: Mapping[str, str]
     run_id: str
     cwd: Path
-    per_node_rank: Sequence[Mapping[str, str]] = ()  # variables by node rank: its share of the devices
+    per_slot: Sequence[Mapping[str, str]] = ()  # variables by the pod's slot: its share of the devices
 
     def for_pod(self, pod: Object) -> dict[str, str]:
-        """What the pod inherits: this environment and its node rank's share."""
-        rank = int((pod["metadata"].get("labels") or {}).get(LABEL_NODE_RANK, -1))
-        share = self.per_node_rank[rank] if 0 <= rank < len(self.per_node_rank) else {}
+        """What the pod inherits: this environment and its slot's share."""
+        slot = int((pod["metadata"].get("labels") or {}).get(LABEL_SLOT, -1))
+        share = self.per_slot[slot] if 0 <= slot < len(self.per_slot) else {}
         return {**self.environment, **share}
 
 

@@ -15,6 +15,7 @@ from rerail_operator.shell.manifest import BadManifest, Manifest, read_manifest
 
 ROOM_FOR_PODS = 8
 ANY_RANKS = 64
+MOST_PODS = 96
 
 
 class BadRun(ValueError):
@@ -44,9 +45,14 @@ class Prepared:
     faults: tuple[Fault, ...]
 
     @property
+    def every_pod(self) -> Gang:
+        """The gang and its spares."""
+        return Gang(self.gang.num_nodes + self.manifest.job.spec.spares, self.gang.nproc)
+
+    @property
     def num_nodes(self) -> int:
-        """A node per pod, and one more for each that is to vanish."""
-        return self.gang.num_nodes + sum(fault.kind is FaultKind.LOSE for fault in self.faults)
+        """A node per pod and spare, and one more for each that is to vanish."""
+        return self.every_pod.num_nodes + sum(fault.kind is FaultKind.LOSE for fault in self.faults)
 
 
 def prepare(options: RunOptions, accelerators: Sequence[str]) -> Prepared:
@@ -64,6 +70,11 @@ def prepare(options: RunOptions, accelerators: Sequence[str]) -> Prepared:
     if isinstance(nproc, str):
         raise BadRun(f"{manifest.path}: {nproc}")
     gang = Gang(spec.num_nodes, nproc)
+    if spec.num_nodes + spec.spares > MOST_PODS:
+        raise BadRun(
+            f"{manifest.path}: {spec.num_nodes} nodes and {spec.spares} spares; this machine is asked for at "
+            f"most {MOST_PODS} pods: lower spares or numNodes"
+        )
     if gang.world_size > ANY_RANKS:
         raise BadRun(
             f"{manifest.path}: {gang.num_nodes} nodes x {nproc} ranks are {gang.world_size} processes; "

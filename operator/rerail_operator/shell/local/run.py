@@ -65,7 +65,19 @@ class _Run:
         self._camera = Camera(self._cluster, self._clock, prepared.options.snapshot)
         self._signal = signal.SIGINT
         self._job = state.job_to_store(prepared.manifest.raw, state.load(workdir.state), self._clock.now())
+        self._devices = devices.of_this_machine(os.environ)
+        self._leave_spares_aside()
         self._view = View(parse_job(self._job))
+
+    def _leave_spares_aside(self) -> None:
+        """A spare without a GPU could take nobody's place."""
+        gang, every = self._prepared.gang, self._prepared.every_pod
+        if self._devices.enough_for(gang) and not self._devices.enough_for(every):
+            self._job = {**self._job, "spec": {**self._job["spec"], "spares": 0}}
+            self._console.complain(
+                f"rerail run: {every.world_size} ranks with their spares and {len(self._devices.names)} GPU: "
+                "the job runs without spares"
+            )
 
     async def run(self) -> int:
         """From the first object to the report."""
@@ -133,7 +145,7 @@ class _Run:
             ) from None
 
     def _host(self) -> Host:
-        gang, found = self._prepared.gang, devices.of_this_machine(os.environ)
+        gang, every, found = self._prepared.gang, self._prepared.every_pod, self._devices
         if found.names and not found.enough_for(gang):
             self._console.complain(
                 f"rerail run: {gang.world_size} ranks and {len(found.names)} GPU: every rank needs one "
@@ -144,7 +156,10 @@ class _Run:
             environment={**os.environ, **devices.threads(os.environ, gang, len(os.sched_getaffinity(0)))},
             run_id=self._run_id,
             cwd=self._prepared.manifest.path.resolve().parent,
-            per_node_rank=tuple(found.environment(rank, gang) for rank in range(gang.num_nodes)),
+            per_slot=tuple(
+                found.environment(slot, every if found.enough_for(every) else gang)
+                for slot in range(every.num_nodes)
+            ),
         )
 
     def _heard(self, node_rank: int, line: str) -> None:
