@@ -135,6 +135,11 @@ BAD_RUNS = {
         "spec.suspend is true",
     ),
     "too large": (GOOD.replace("numNodes: 2", "numNodes: 1000"), (), "2000 processes"),
+    "too many spares": (
+        GOOD.replace("numNodes: 2", "numNodes: 2\n  spares: 95"),
+        (),
+        "2 nodes and 95 spares; this machine is asked for at most 96 pods: lower spares or numNodes",
+    ),
     "a fault out of range": (GOOD, ("kill:rank=9,step=1",), "the job has 4 ranks"),
 }
 

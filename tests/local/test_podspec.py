@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rerail_api.contract import AGENT_FILE, AGENT_MOUNT, LABEL_NODE_RANK, Env
+from rerail_api.contract import AGENT_FILE, AGENT_MOUNT, LABEL_NODE_RANK, LABEL_SLOT, Env
 from rerail_operator.shell.local.devices import Devices, of_this_machine, threads
 from rerail_operator.shell.local.inject import Gang
 from rerail_operator.shell.local.podspec import (
@@ -31,7 +31,12 @@ HOST = Host(
 def a_pod(command: list[str], env: list[dict[str, Any]] | None = None, **container: Any) -> dict[str, Any]:
     agent = ["python3", f"{AGENT_MOUNT}/{AGENT_FILE}", "--"]
     return {
-        "metadata": {"name": "demo-0", "namespace": "ns", "uid": "u-1", "labels": {LABEL_NODE_RANK: "1"}},
+        "metadata": {
+            "name": "demo-0",
+            "namespace": "ns",
+            "uid": "u-1",
+            "labels": {LABEL_NODE_RANK: "1", LABEL_SLOT: "1"},
+        },
         "spec": {
             "nodeName": "local-1",
             "containers": [{"name": "trainer", "command": [*agent, *command], "env": env or [], **container}],
@@ -134,7 +139,7 @@ def test_cores_are_shared_unless_the_user_said_how_many() -> None:
     assert threads({"OMP_NUM_THREADS": "3"}, gang, 16) == {}
 
 
-def test_a_pod_inherits_its_node_ranks_share() -> None:
+def test_a_pod_inherits_its_slots_share() -> None:
     host = Host(
         HOST.python, {}, "run", Path("/cwd"), ({"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"})
     )

@@ -240,3 +240,22 @@ def test_a_waiting_job_is_explained_from_plain_kubernetes_objects(tmp_path: Path
     assert told.returncode == 0, told.stderr
     assert "decided: Queued" in told.stdout
     assert "needs 2 nodes" in told.stdout
+
+
+def test_a_spare_takes_the_place_of_a_lost_node(tmp_path: Path, new_run: NewRun) -> None:
+    says = "import os; print('round', os.environ['RERAIL_ROUND'], flush=True)"
+    manifest = job(tmp_path, ["python", "-c", says + PROGRESS, "120"], spares=1)
+    run = new_run(manifest, "--inject", "lose:node=1,step=40")
+    assert run.finish() == 0, run.output
+    report = run.report
+    assert (report["phase"], report["round"], report["progress"]["step"]) == ("Complete", 2, 120)
+    (incident,) = report["incidents"]
+    assert (incident["class"], incident["nodeRank"], incident["charged"]) == ("NodeLoss", 1, False)
+    assert ledger_sums(report)
+    # Pods are called job-uid-round-slot: the spare's, of round 1, has run rank 1 of round 2.
+    logs = {path.stem.split("-", 2)[2]: path.read_text() for path in (run.workdir / "logs").iterdir()}
+    ran = {name: re.findall(r"^\[rank (\d)\] round (\d)", log, re.MULTILINE) for name, log in logs.items()}
+    assert ran.pop("1-0") == [("0", "1"), ("0", "2")]
+    assert ran.pop("1-1") == [("1", "1")]
+    assert ran.pop("1-2") == [("1", "2")]
+    assert not any(ran.values()), ran

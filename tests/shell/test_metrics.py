@@ -17,7 +17,7 @@ KEY = JobKey("team", "job")
 RUNNING = {
     "phase": "Running",
     "round": 2,
-    "nodes": {"desired": 4, "ready": 3, "spares": 0, "summary": "3/4"},
+    "nodes": {"desired": 4, "ready": 3, "spares": 2, "summary": "3/4"},
     "restarts": {"total": 1, "charged": 1, "sinceProgress": 0},
     "progress": {"step": 1200, "time": "2026-01-01T00:10:00Z"},
     "checkpointIntervalSeconds": 84,
@@ -81,6 +81,7 @@ def test_a_running_job_has_the_figures_of_its_status(ground: Ground) -> None:
         ("rerail_job_lost_seconds_by_class", "NodeLoss", "job", "team"): 45.0,
         ("rerail_job_told_checkpoint_interval_seconds", "job", "team"): 84.0,
         ("rerail_job_nodes_desired", "job", "team"): 4.0,
+        ("rerail_job_spares_ready", "job", "team"): 2.0,
         ("rerail_job_last_progress_timestamp_seconds", "job", "team"): 1767226200.0,
         ("rerail_job_last_checkpoint_timestamp_seconds", "job", "team"): 1767226140.0,
         ("rerail_job_ettr_ratio", "job", "team"): 0.9,

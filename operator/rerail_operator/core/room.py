@@ -69,7 +69,7 @@ def room(line: Line, spares: Sequence[HeldSpare], nodes: Nodes) -> Room:
 def _for(need: Need, spares: Iterable[HeldSpare], nodes: Nodes) -> Room | None:
     """Enough of the spares for this need, the last ones by name first; None when even all are too few."""
     found = Survey(need.request, in_order(tuple(nodes.by_name.values())))
-    before = {node.name for node in found.fitting()}
+    before = {node.name for node in found.fitting_for(need.request.num_nodes)}
     short = need.request.num_nodes - len(before)
     if short <= 0:
         return Room(for_job=need.job_uid, for_spares=False)  # room is there already: leave it to this job

@@ -226,13 +226,14 @@ def _made(world: World, job: TrainingJob, gone: set[str], now: datetime) -> Care
 
 
 def _free_slots(world: World, job: TrainingJob) -> list[int]:
-    """Slots that nobody has, and whose name in this round is free."""
+    """Slots that nobody has and whose name in this round is free; those beyond the node ranks first."""
     used = {
         pod.slot
         for pod in world.pods
         if pod.alive or (pod.spare and not pod.deleting) or pod.birth_round == job.status.round
     }
-    return [slot for slot in range(job.spec.num_nodes + job.spec.spares) if slot not in used]
+    size, spares = job.spec.num_nodes, job.spec.spares
+    return [slot for slot in (*range(size, size + spares), *range(size)) if slot not in used]
 
 
 def _claim(world: World, job: TrainingJob, outcome: Outcome, made: Care) -> Placement | None:

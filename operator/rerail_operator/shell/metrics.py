@@ -163,6 +163,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[TrainingJobStatus], float | None]], ..
     ("rerail_job_step", "Last finished step.", lambda s: s.progress.step),
     ("rerail_job_nodes_ready", "Node ranks whose ranks all run.", lambda s: s.nodes.ready),
     ("rerail_job_nodes_desired", "Node ranks in the gang.", lambda s: s.nodes.desired),
+    ("rerail_job_spares_ready", "Spares that stand ready.", lambda s: s.nodes.spares),
     (
         "rerail_job_last_progress_timestamp_seconds",
         "When the job last reported a step.",

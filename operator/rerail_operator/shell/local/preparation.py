@@ -70,15 +70,15 @@ def prepare(options: RunOptions, accelerators: Sequence[str]) -> Prepared:
     if isinstance(nproc, str):
         raise BadRun(f"{manifest.path}: {nproc}")
     gang = Gang(spec.num_nodes, nproc)
-    if spec.num_nodes + spec.spares > MOST_PODS:
-        raise BadRun(
-            f"{manifest.path}: {spec.num_nodes} nodes and {spec.spares} spares; this machine is asked for at "
-            f"most {MOST_PODS} pods: lower spares or numNodes"
-        )
     if gang.world_size > ANY_RANKS:
         raise BadRun(
             f"{manifest.path}: {gang.num_nodes} nodes x {nproc} ranks are {gang.world_size} processes; "
             f"this machine is asked for at most {ANY_RANKS}: lower numNodes or numProcPerNode"
+        )
+    if spec.num_nodes + spec.spares > MOST_PODS:
+        raise BadRun(
+            f"{manifest.path}: {spec.num_nodes} nodes and {spec.spares} spares; this machine is asked for at "
+            f"most {MOST_PODS} pods: lower spares or numNodes"
         )
     _writable(options.report)
     return Prepared(options, manifest, gang, _faults(options.inject, gang))
