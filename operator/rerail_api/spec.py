@@ -28,6 +28,13 @@ class Launcher(StrEnum):
     PER_NODE = "PerNode"
 
 
+class WarmStart(StrEnum):
+    """Whether ranks are forked from an interpreter that has imported torch already."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+
+
 class ResumePolicy(StrEnum):
     """What a first round does with checkpoints that are already there."""
 
@@ -193,6 +200,12 @@ class TrainingJobSpec(ApiModel):
         default=Launcher.PER_RANK,
         description="PerRank: the command is started once per rank. PerNode: once per node, for "
         "torchrun and the like, which start the ranks themselves.",
+    )
+    warm_start: WarmStart = Field(
+        default=WarmStart.AUTO,
+        description="Auto: where the command is a Python program that speaks of torch, each pod keeps an "
+        "interpreter that has imported torch, and a restart begins after the import. Never: every start "
+        "imports anew, for programs that set variables before they import torch.",
     )
     template: PodTemplate = Field(
         description="The pod of a worker, as in a Job. The container named trainer holds the "

@@ -36,10 +36,12 @@ def main(argv: Sequence[str], timing: Timing | None = None) -> int:
         console.say(str(error))
         errors.flush(GOODBYE_SECONDS)
         return int(ExitCode.BAD_CONFIG)
-    if not proctree.become_subreaper() and os.getpid() != 1:
+    adopts = proctree.become_subreaper() or os.getpid() == 1
+    if not adopts:
         console.say("this system has no child subreaper: processes that leave their session are not found")
+    host = Host(workspace, console, output, errors, adopts)
     try:
-        return asyncio.run(_live(settings, timing or Timing(), Host(workspace, console, output, errors)))
+        return asyncio.run(_live(settings, timing or Timing(), host))
     finally:
         for pid in proctree.descendants(os.getpid()):
             proctree.kill(pid)
@@ -63,6 +65,7 @@ class Host:
     console: Console
     output: Sink
     errors: Sink
+    adopts: bool
 
 
 class Agent:
@@ -76,7 +79,7 @@ class Agent:
         self._publisher = Publisher(timing)
         self._probe_port: int | None = None
         self._told_session = 0
-        site = Site(self._loop, dict(os.environ), host.workspace, host.console, host.output)
+        site = Site(self._loop, dict(os.environ), host.workspace, host.console, host.output, host.adopts)
         self._worker = Worker(settings, timing, site)
         self._link = Link(Wiring(settings, timing, host.console, self._worker, self._report, self._wake.set))
 

@@ -21,6 +21,7 @@ _AGENT_ONLY = (
     Env.TERMINATION_LOG,
     Env.LAUNCHER,
     Env.NPROC,
+    Env.WARM_START,
 )
 _RANK_NAMES = (
     Env.RANK,
@@ -32,6 +33,7 @@ _RANK_NAMES = (
     Env.ERROR_FILE,
     Env.CHECKPOINT_SECONDS,
 )
+_ROUND_NAMES = (Env.MASTER_ADDR, Env.MASTER_PORT, Env.ROUND, Env.MIN_STEP, Env.PROGRESS, "TMPDIR")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,25 @@ def node_env(around: Surroundings, release: Release) -> dict[str, str]:
     return env
 
 
-def _common(around: Surroundings, release: Release) -> dict[str, str]:
+def lasting_env(around: Surroundings, nproc: int) -> dict[str, str]:
+    """What every rank finds in every round, launcher PerRank; the rest is the round's and the rank's."""
     env = {
         name: value
         for name, value in around.inherited.items()
-        if name not in _AGENT_ONLY and name not in _RANK_NAMES and not name.startswith("PET_")
+        if name not in _AGENT_ONLY
+        and name not in _RANK_NAMES
+        and name not in _ROUND_NAMES
+        and not name.startswith("PET_")
     }
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    if nproc > 1:
+        # as torchrun does: every rank would else start as many threads as the machine has cores
+        env.setdefault("OMP_NUM_THREADS", "1")
+    return env
+
+
+def _common(around: Surroundings, release: Release) -> dict[str, str]:
+    env = lasting_env(around, release.nproc)
     env[Env.MASTER_ADDR] = release.master_addr
     env[Env.MASTER_PORT] = str(release.master_port)
     env[Env.ROUND] = str(release.round)
@@ -77,10 +92,6 @@ def _common(around: Surroundings, release: Release) -> dict[str, str]:
     if release.checkpoint_seconds:
         env[Env.CHECKPOINT_SECONDS] = str(release.checkpoint_seconds)
     env["TMPDIR"] = str(around.workspace.tmp)
-    env.setdefault("PYTHONUNBUFFERED", "1")
-    if release.nproc > 1:
-        # as torchrun does: every rank would else start as many threads as the machine has cores
-        env.setdefault("OMP_NUM_THREADS", "1")
     if release.master_addr == "127.0.0.1":
         # gloo would else look for the address of the host name, which a laptop off its network has not
         env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

@@ -19,11 +19,15 @@ def become_subreaper() -> bool:
         return False
 
 
-def descendants(root: int) -> list[int]:
-    """All processes below `root`, zombies too: one that cannot be reaped has threads stuck in the kernel."""
+def descendants(root: int, aside: int | None = None) -> list[int]:
+    """All processes below `root`, zombies too: one that cannot be reaped has threads stuck in the kernel.
+
+    Without the process `aside` and all below it.
+    """
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
-        children.setdefault(parent, []).append(pid)
+        if pid != aside:
+            children.setdefault(parent, []).append(pid)
     found: list[int] = []
     level = children.get(root, [])
     while level:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Union
 
 from rerail_agent.console import Sink
 from rerail_agent.output import Lines, Tail, overwritten
@@ -18,6 +19,9 @@ READ_BYTES = 64 * 1024
 DRAIN_READS = 32
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
+
+Fork = Callable[[Sequence[Mapping[str, str]], Sequence[int]], Union[list[int], None]]
+"""Starts one process per environment with the descriptor that it writes to; None where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,21 @@ class Launch:
 
 
 @dataclass
+class Forked:
+    """A child that was not started by exec; it is reaped by number, as all others are."""
+
+    pid: int
+    returncode: int | None = None
+
+
+@dataclass
 class Rank:
     """One process of the round, alive until `code` is set (exit code, or minus the signal)."""
 
     launch: Launch
     tail: Tail
     lines: Lines = field(default_factory=Lines)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     pipe: int | None = None
     code: int | None = None
     ended_at: float = 0.0
@@ -80,15 +92,23 @@ class Ranks:
     def started(self) -> bool:
         return bool(self.all)
 
-    def start(self, launches: Sequence[Launch], now: float) -> None:
-        """Start every process; one that cannot be started counts as ended with 126 or 127, as in a shell."""
-        for launch in launches:
-            rank = Rank(launch, Tail(LOG_LINES if launch.error_file is None else LAUNCHER_LINES))
-            self.all.append(rank)
+    def start(self, launches: Sequence[Launch], now: float, fork: Fork | None = None) -> None:
+        """Start every process, by `fork` if it can.
+
+        One that cannot be started counts as ended with 126 or 127, as in a shell.
+        """
+        added = [
+            Rank(launch, Tail(LOG_LINES if launch.error_file is None else LAUNCHER_LINES))
+            for launch in launches
+        ]
+        self.all += added
+        if fork is not None and self._fork(added, fork):
+            return
+        for rank in added:
             try:
                 self._spawn(rank)
             except OSError as error:
-                reason = f"cannot start {launch.command[0]!r}: {error.strerror or error}"
+                reason = f"cannot start {rank.launch.command[0]!r}: {error.strerror or error}"
                 self._print(rank, [reason.encode("utf-8", "replace")])
                 code = NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE
                 self._end(rank, code, now, ordered=False)
@@ -116,6 +136,26 @@ class Ranks:
         for rank in self.all:
             self._hang_up(rank)
 
+    def _fork(self, ranks: Sequence[Rank], fork: Fork) -> bool:
+        pipes: list[tuple[int, int]] = []
+        pids = None
+        try:
+            pipes += (os.pipe() for _ in ranks)
+            pids = fork([rank.launch.env for rank in ranks], [writing for _, writing in pipes])
+        except OSError:
+            pids = None
+        finally:
+            for reading, writing in pipes:
+                os.close(writing)
+                if pids is None:
+                    os.close(reading)
+        if pids is None:
+            return False
+        for rank, pid, (reading, _) in zip(ranks, pids, pipes):
+            rank.process = Forked(pid)
+            self._listen(rank, reading)
+        return True
+
     def _spawn(self, rank: Rank) -> None:
         reading, writing = os.pipe()
         try:
@@ -133,6 +173,9 @@ class Ranks:
             raise error if isinstance(error, OSError) else OSError(str(error)) from error
         finally:
             os.close(writing)
+        self._listen(rank, reading)
+
+    def _listen(self, rank: Rank, reading: int) -> None:
         os.set_blocking(reading, False)
         rank.pipe = reading
         self._loop.add_reader(reading, self._readable, rank)

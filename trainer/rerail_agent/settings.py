@@ -65,6 +65,8 @@ class Settings:
     pod_uid: str
     pod_ip: str
     per_node: bool
+    nproc: int
+    warm_start: bool
     grace_seconds: float
     termination_log: str
 
@@ -98,6 +100,8 @@ def read_settings(argv: Sequence[str], env: Mapping[str, str]) -> Settings:
         pod_uid=_required(env, Env.POD_UID),
         pod_ip=env.get(Env.POD_IP, ""),
         per_node=_choice(env, Env.LAUNCHER, ("PerRank", "PerNode")) == "PerNode",
+        nproc=_count(env, Env.NPROC),
+        warm_start=_choice(env, Env.WARM_START, ("Auto", "Never")) == "Auto",
         grace_seconds=_seconds(env, Env.GRACE_SECONDS, DEFAULT_GRACE_SECONDS),
         termination_log=env.get(Env.TERMINATION_LOG, KUBELET_TERMINATION_LOG),
     )
@@ -134,3 +138,10 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     if not 0.0 <= value < 1e9:
         raise BadSettings(f"{name} is {text!r}; it must be a number of seconds, 0 or more")
     return value
+
+
+def _count(env: Mapping[str, str], name: str) -> int:
+    text = env.get(name, "") or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise BadSettings(f"{name} is {text!r}; it must be a whole number, 1 or more")
+    return int(text)

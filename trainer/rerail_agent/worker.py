@@ -7,6 +7,7 @@ hands it parsed orders and asks it for the report.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from rerail_agent.progress import ProgressFile
 from rerail_agent.ranks import Launch, Rank, Ranks
 from rerail_agent.settings import Settings, Timing
 from rerail_agent.takedown import Outcome, Takedown
+from rerail_agent.warmstart import Garage, Parking, read_program
 from rerail_agent.workspace import Workspace
 from rerail_api.contract import AgentState, ExitCode
 
@@ -54,6 +56,8 @@ class Site:
     workspace: Workspace
     console: Console
     sink: Sink
+    adopts: bool = True
+    """Orphans below the agent become its children."""
 
 
 class Worker:
@@ -65,6 +69,7 @@ class Worker:
         self._site = site
         self._around = Surroundings(site.inherited, settings.job_uid, site.workspace)
         self._ports = PortChoice()
+        self._parking = self._park()
         self._takedown: Takedown | None = None
         self._goal: Join | Stop | Leave | None = None
         self._emptying: threading.Thread | None = None
@@ -118,6 +123,8 @@ class Worker:
             rank = self.ranks.ended(pid, code, now, ordered=self._takedown is not None)
             if rank is not None:
                 self._rank_ended(rank, now)
+            else:
+                self._parking.ended(pid, code)
 
     def step(self, now: float) -> None:
         """Carry on with what is under way."""
@@ -127,7 +134,7 @@ class Worker:
         if self._takedown is None:
             return
         outcome = self._takedown.step(now)
-        if outcome is Outcome.CLEAN and (not isinstance(self._goal, Join) or self._emptied()):
+        if outcome is Outcome.CLEAN and (not isinstance(self._goal, Join) or self._prepared(now)):
             self._cleaned(now)
         elif outcome is Outcome.STUCK:
             self._stuck()
@@ -191,7 +198,7 @@ class Worker:
         """End what runs, then do what the goal says. A takedown under way is only ever made harder."""
         self._goal = goal
         if self._takedown is None:
-            self._takedown = Takedown(self.ranks, self._timing.cannot_stop)
+            self._takedown = Takedown(self.ranks, self._timing.cannot_stop, self._survivors)
         if self.ranks.alive and self.state is not AgentState.STUCK:
             self.state = AgentState.STOPPING
         if save:
@@ -228,6 +235,25 @@ class Worker:
             self.state = AgentState.READY
             # Were the container to be killed now, the words of an older round would mislead.
             clear_termination_message(self._settings.termination_log)
+
+    def _park(self) -> Parking:
+        """Before the first order, so that the imports take none of the time after it."""
+        site, settings = self._site, self._settings
+        wanted = settings.warm_start and not settings.per_node and site.adopts
+        garage = Garage(site.loop, self._around, settings.nproc, site.console.say, site.sink.write)
+        parking = Parking(garage, read_program(settings.command) if wanted else None)
+        parking.start()
+        return parking
+
+    def _survivors(self) -> list[int]:
+        """What rounds have left. Below the parked interpreter is only what its imports start for themselves:
+        orphans come to the agent, never to one of its children.
+        """
+        return proctree.descendants(os.getpid(), aside=self._parking.pid)
+
+    def _prepared(self, now: float) -> bool:
+        """The place is empty, and what is imported once for all rounds is imported."""
+        return self._emptied() and self._parking.settled(now)
 
     def _emptied(self) -> bool:
         """What the old round left is removed; in a thread, for a large cache must not stop the heartbeat."""
@@ -279,7 +305,7 @@ class Worker:
             self._site.console.say(f"cannot make the folder for temporary files: {error}")
         self._advise(release.checkpoint_seconds)
         self.progress = ProgressFile(workspace.progress)
-        self.ranks.start(self._launches(release), now)
+        self.ranks.start(self._launches(release), now, self._parking.fork)
         for rank in self.ranks.all:
             if not rank.alive:
                 self._rank_ended(rank, now)

@@ -195,6 +195,7 @@ def _environment(job: TrainingJob, given: PodSpecInput, termination_log: str) ->
         Env.TOKEN_FILE: f"{IDENTITY_MOUNT}/{TOKEN_FILE}",
         Env.NPROC: str(given.nproc),
         Env.LAUNCHER: job.spec.launcher.value,
+        Env.WARM_START: job.spec.warm_start.value,
         Env.GRACE_SECONDS: str(checkpoint.grace_seconds),
         Env.TERMINATION_LOG: termination_log,
         Env.JOB: f"{job.metadata.namespace}/{job.metadata.name}",
