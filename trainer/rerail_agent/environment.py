@@ -33,7 +33,15 @@ _RANK_NAMES = (
     Env.ERROR_FILE,
     Env.CHECKPOINT_SECONDS,
 )
-_ROUND_NAMES = (Env.MASTER_ADDR, Env.MASTER_PORT, Env.ROUND, Env.MIN_STEP, Env.PROGRESS, "TMPDIR")
+_ROUND_NAMES = (
+    Env.MASTER_ADDR,
+    Env.MASTER_PORT,
+    Env.ROUND,
+    Env.MIN_STEP,
+    Env.PROGRESS,
+    Env.ADVICE,
+    "TMPDIR",
+)
 
 
 @dataclass(frozen=True)
