@@ -27,6 +27,7 @@ from rerail_operator.core.strikes import (
     in_words,
     verdicts,
 )
+from rerail_operator.core.strikes import told as due
 from rerail_operator.core.world import Nodes
 
 from .ground import RACK, ZONE, a_job, a_node, nodes_of
@@ -43,7 +44,7 @@ def ago(hours: float) -> datetime:
 def strike(hours: float, kind: K = K.NODE_LOSS, by: str = "red/gpt", **fields: object) -> Strike:
     """`by`: namespace/job; every call is an incident of its own unless `number` says so."""
     namespace, job = by.split("/")
-    known = {"uid": f"uid-{by}", "number": int(hours * 3600) + 1, **fields}
+    known = {"uid": f"uid-{by}", "number": int(hours * 3600) + 1, "seen": kind is K.NODE_LOSS, **fields}
     return Strike(ago(hours), kind, namespace, job, **known)  # type: ignore[arg-type]
 
 
@@ -102,6 +103,9 @@ ONE_NODE = {
         "",
         Fraction(3),
         ago(3) + WINDOW,
+    ),
+    "nor do peers that only say so": Case(
+        tuple(strike(h, seen=False) for h in (4, 3, 2, 1)), State.WATCHED, "one namespace's programs"
     ),
     "a program's word does not top up what the cluster saw": Case(
         (strike(4), strike(3), strike(2, K.GPU_FAULT), strike(1, K.GPU_FAULT)), State.WATCHED, "", Fraction(2)
@@ -259,7 +263,39 @@ def test_a_strike_says_who_says_it_and_where_the_node_stood() -> None:
     nodes = nodes_of(a_node("n1", labels={ZONE: "z", RACK: "r7"}))
     ((node, found),) = told(incident(4), nodes=nodes).strikes
     assert node == "n1"
-    assert found == Strike(ago(1), K.NODE_LOSS, "team", "gpt", "u1", 4, RACK_7)
+    assert found == Strike(ago(1), K.NODE_LOSS, "team", "gpt", "u1", 4, RACK_7, seen=False)
+
+
+SIGHT = {
+    "the node is not ready": (nodes_of(a_node("n1", ready=False)), True),
+    "nobody knows of the node": (nodes_of(a_node("n1", ready=None)), True),
+    "the node is gone": (nodes_of(), True),
+    "the node is ready: only its peers say that it was lost": (nodes_of(a_node("n1")), False),
+}
+
+
+@pytest.mark.parametrize(("nodes", "seen"), SIGHT.values(), ids=SIGHT)
+def test_a_loss_is_seen_where_the_api_server_agrees(nodes: Nodes, seen: bool) -> None:
+    ((_, strike),) = told(incident(1), nodes=nodes).strikes
+    assert strike.seen is seen
+    ((_, hang),) = told(incident(1, K.HANG), nodes=nodes).strikes
+    assert not hang.seen
+
+
+def test_what_the_api_server_says_a_little_later_counts_and_is_kept() -> None:
+    job, gone = interrupted(incident(1, hours=0.01)), nodes_of(a_node("n1", ready=False))
+    at_first, later, at_last = (due(job, nodes, NOW) for nodes in (FORTY, gone, FORTY))
+    assert at_first != later and at_first == at_last
+    book = entered({}, [account_of(job, FORTY)], NOW)
+    assert not book["n1"].strikes[0].seen
+    book = entered(book, [account_of(job, gone)], NOW)
+    assert book["n1"].strikes[0].seen
+    assert entered(book, [account_of(job, FORTY)], NOW) == book
+
+
+def test_what_happens_to_a_node_long_after_an_incident_says_nothing_of_it() -> None:
+    job = interrupted(incident(1, hours=0.1))
+    assert due(job, FORTY, NOW) == due(job, nodes_of(a_node("n1", ready=False)), NOW)
 
 
 def test_an_incident_that_names_no_node_strikes_none() -> None:
@@ -290,7 +326,7 @@ def test_a_job_of_the_same_name_made_anew_is_another_witness() -> None:
 
 
 def test_where_a_node_stood_is_kept_when_the_node_is_gone() -> None:
-    nodes = nodes_of(a_node("n1", labels={RACK: "r7"}))
+    nodes = nodes_of(a_node("n1", labels={RACK: "r7"}, ready=False))
     book = entered({}, [told(incident(1), nodes=nodes)], NOW)
     assert entered(book, [told(incident(1), nodes=nodes_of())], NOW) == book
 

@@ -15,7 +15,7 @@ import pytest
 from rerail_api.status import IncidentClass
 from rerail_operator.core.plan import Plan
 from rerail_operator.core.strikes import Record, Strike
-from rerail_operator.core.world import World
+from rerail_operator.core.world import Node, Nodes, World
 from rerail_operator.shell.cli import main
 from rerail_operator.shell.cluster import Kind, Object
 from rerail_operator.shell.console import Console
@@ -34,6 +34,7 @@ from tests.shell.waiting import until
 
 HOME = "rerail-system"
 KEY = JobKey("team", "job")
+LOST = (1, 2)
 
 
 class Standby(AlwaysLeader):
@@ -67,7 +68,8 @@ async def ground(nodes: int = 20) -> AsyncIterator[Ground]:
     clock = HandClock()
     cluster = MemoryCluster(clock)
     for number in range(nodes):
-        state = {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": "8"}}
+        ready = "False" if number in LOST else "True"
+        state = {"conditions": [{"type": "Ready", "status": ready}], "allocatable": {"nvidia.com/gpu": "8"}}
         await cluster.create(Kind.NODE, "", {"metadata": {"name": f"n{number}"}, "status": state})
     fleet = Fleet(cluster, lambda _: None, lambda: None)
     await fleet.start()
@@ -92,7 +94,8 @@ def lost(count: int, node: str = "n1", uid: str = "uid-job", minute: int = 0) ->
         }
         for n in range(1, count + 1)
     ]
-    return World(uid, a_job(uid=uid, incidents=found))
+    nodes = Nodes({f"n{i}": Node(f"n{i}", ready=i not in LOST) for i in range(20)})
+    return World(uid, a_job(uid=uid, incidents=found), nodes=nodes)
 
 
 async def passes(keeper: StrikeKeeper, *worlds: World) -> None:
@@ -105,7 +108,7 @@ async def test_incidents_become_lines_that_people_can_read_and_the_node_is_avoid
     async with ground() as it:
         await passes(it.keeper(), lost(3))
         assert await it.lines("n1") == [
-            f"2026-01-01T00:0{n}:00Z NodeLoss team/job uid-job#{n} -" for n in (1, 2, 3)
+            f"2026-01-01T00:0{n}:00Z NodeLoss seen team/job uid-job#{n} -" for n in (1, 2, 3)
         ]
         assert it.struck() == {"n1": "3 strikes in 7 days"}
 
@@ -167,6 +170,13 @@ async def test_a_node_is_avoided_while_the_write_fails_and_it_is_written_later(
         assert len(await it.lines("n1")) == 3
 
 
+async def test_a_node_that_the_api_server_calls_ready_is_not_struck_by_one_namespace() -> None:
+    async with ground() as it:
+        await passes(it.keeper(), lost(5, node="n7"))
+        assert [line.split()[2] for line in await it.lines("n7")] == ["told"] * 5
+        assert it.struck() == {}
+
+
 async def test_strikes_of_a_job_that_is_gone_stay() -> None:
     async with ground() as it:
         keeper = it.keeper()
@@ -220,7 +230,7 @@ async def test_a_line_that_cannot_be_read_is_named_and_the_others_count(
         keeper = it.keeper()
         await passes(keeper, lost(3))
         stored = await it.stored()
-        bad = stored["data"]["n1"] + "2026-01-01T00:04:00Z Gremlin team/job uid-job#4 -\n\nnonsense\n"
+        bad = stored["data"]["n1"] + "2026-01-01T00:04:00Z Gremlin seen team/job uid-job#4 -\n\nnonsense\n"
         await it.cluster.replace(Kind.CONFIG_MAP, HOME, {**stored, "data": {"n1": bad}})
         with caplog.at_level(logging.WARNING):
             await keeper.step()
@@ -271,8 +281,9 @@ def config_map(**data: str) -> Object:
 
 
 def line(hours: float, kind: str = "NodeLoss", job: str = "team/gpt") -> str:
+    how = "seen" if kind == "NodeLoss" else "told"
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=hours)
-    return f"{at:%Y-%m-%dT%H:%M:%SZ} {kind} {job} uid#{int(hours * 60)} -\n"
+    return f"{at:%Y-%m-%dT%H:%M:%SZ} {kind} {how} {job} uid#{int(hours * 60)} -\n"
 
 
 async def shown(api: FakeApi, tmp_path: Path, **wish: Any) -> str:

@@ -28,6 +28,8 @@ ONE_IN: Final = 20
 PER_NODE: Final = 8
 MAX_NODES: Final = 1000
 """The newest strikes are kept; of the nodes those that were struck last."""
+CONFIRMED_WITHIN: Final = timedelta(minutes=5)
+"""How long after an incident the API server may still say that the node is not Ready, or gone."""
 TOGETHER: Final = timedelta(seconds=10)
 """What happened to one node within this time happened to it once, however many jobs ran on it."""
 DOMAIN_NODES: Final = 3
@@ -47,6 +49,12 @@ class Strike:
     uid: str  # the job's
     number: int  # the incident's, within the job
     domain: Domain = ()  # where the node stood
+    seen: bool = True  # by the API server; False: only processes of the job say so
+
+    @property
+    def witness(self) -> Witness:
+        """Peers of a job tell sooner than the API server that a node is lost, and could make it up."""
+        return _WITNESS[self.kind] if self.seen else Witness.PROGRAM
 
     @property
     def key(self) -> tuple[str, int]:
@@ -122,9 +130,20 @@ def account_of(job: TrainingJob, nodes: Nodes) -> Account:
             meta.uid,
             incident.number,
             _place(node),
+            _WITNESS[incident.class_] is Witness.CLUSTER and not (node is not None and node.ready),
         )
         found.append((incident.node, strike))
     return Account(meta.uid, frozenset(i.number for i in job.status.incidents), tuple(found))
+
+
+def told(job: TrainingJob, nodes: Nodes, now: datetime) -> tuple[object, ...]:
+    """What an account of this job would be made from: a new one is due when this has changed."""
+    incidents = job.status.incidents
+    last = incidents[-1] if incidents else None
+    fresh = last is not None and last.start_time is not None and now - last.start_time < CONFIRMED_WITHIN
+    node = nodes.get(last.node or "") if last is not None and fresh else None
+    ready = node is not None and node.ready is True
+    return tuple([*((i.number, i.class_, i.node) for i in incidents), fresh and not ready])
 
 
 def _place(node: Node | None) -> Domain:
@@ -142,12 +161,18 @@ def entered(book: Book, accounts: Iterable[Account], now: datetime) -> Book:
     pages: dict[str, Record] = {}
     for node in book.keys() | fresh.keys():
         before = book.get(node, Record())
-        places = {strike.key: strike.domain for strike in before.strikes}
+        known = {strike.key: strike for strike in before.strikes}
         kept = [s for s in before.strikes if s.number not in numbers.get(s.uid, ())]
-        # Where a node stood is still known when the node itself is gone.
-        new = [replace(s, domain=s.domain or places.get(s.key, ())) for s in fresh.get(node, ())]
+        new = [_with_memory(strike, known.get(strike.key)) for strike in fresh.get(node, ())]
         pages[node] = replace(before, strikes=(*kept, *new))
     return bounded(pages, now)
+
+
+def _with_memory(strike: Strike, known: Strike | None) -> Strike:
+    """Where a node stood is still known when it is gone, and that it was lost when it is Ready again."""
+    if known is None or known.kind is not strike.kind:
+        return strike
+    return replace(strike, domain=strike.domain or known.domain, seen=strike.seen or known.seen)
 
 
 def bounded(book: Book, now: datetime) -> Book:
@@ -171,7 +196,7 @@ def _told_once(strikes: Iterable[Strike]) -> list[Strike]:
     for strike in sorted(strikes, key=lambda s: (s.at, s.key)):
         if since is None or strike.at - since > TOGETHER:
             since, voices = strike.at, set()
-        voice = "" if _WITNESS[strike.kind] is Witness.CLUSTER else strike.namespace
+        voice = "" if strike.witness is Witness.CLUSTER else strike.namespace
         if voice not in voices:
             kept.append(strike)
         voices.add(voice)
@@ -235,10 +260,10 @@ class _Weights:
 
     def together(self, node: str, strikes: Iterable[Strike]) -> Fraction:
         listed = list(strikes)
-        told = {s.namespace for s in listed if _WITNESS[s.kind] is Witness.PROGRAM}
+        spoke = {s.namespace for s in listed if s.witness is Witness.PROGRAM}
         total, since = Fraction(0), None
         for strike in listed:
-            if len(told) < 2 and _WITNESS[strike.kind] is Witness.PROGRAM:
+            if len(spoke) < 2 and strike.witness is Witness.PROGRAM:
                 continue
             if since is None or strike.at - since > TOGETHER:
                 since = strike.at

@@ -7,7 +7,16 @@ import asyncio
 import logging
 
 from rerail_operator.core.plan import Plan
-from rerail_operator.core.strikes import Account, Book, account_of, avoided_nodes, entered, in_words, verdicts
+from rerail_operator.core.strikes import (
+    Account,
+    Book,
+    account_of,
+    avoided_nodes,
+    entered,
+    in_words,
+    told,
+    verdicts,
+)
 from rerail_operator.core.world import World
 from rerail_operator.shell.clock import Clock
 from rerail_operator.shell.cluster import (
@@ -32,8 +41,6 @@ SOON_SECONDS = 0.5
 """Incidents of many jobs come together: one write tells them all."""
 PATIENCE_SECONDS = 5.0
 
-Incidents = tuple[tuple[int, str, str | None], ...]
-
 
 class StrikeKeeper:
     """`passed` goes into the engine's `on_pass`; one `step` before the first pass, `run` from then on."""
@@ -49,7 +56,7 @@ class StrikeKeeper:
         self._stored: Object | None = None
         self._book: Book = {}
         self._accounts: dict[str, Account] = {}  # by job UID; gone jobs until what they say is written
-        self._told: dict[str, Incidents] = {}
+        self._told: dict[str, tuple[object, ...]] = {}
         self._news = asyncio.Event()
         self._trouble = ""
 
@@ -57,10 +64,11 @@ class StrikeKeeper:
         """Take over what this job's incidents say, where that is new. Cheap: called in every pass."""
         if world.job is None:
             return
-        incidents = world.job.status.incidents
-        told = tuple((i.number, i.class_.value, i.node) for i in incidents)
-        if told and told != self._told.get(world.uid):
-            self._told[world.uid] = told
+        if not world.job.status.incidents:
+            return
+        news = told(world.job, world.nodes, self._clock.now())
+        if news != self._told.get(world.uid):
+            self._told[world.uid] = news
             self._accounts[world.uid] = account_of(world.job, world.nodes)
             self._news.set()
 

@@ -18,6 +18,8 @@ MAX_BYTES: Final = 768 * 1024
 """The API server takes 1 MiB in all; names of nodes, jobs and racks may be long."""
 CLEARED: Final = "cleared"
 NOWHERE: Final = "-"
+SEEN: Final = {"seen": True, "told": False}
+"""By the API server; by processes of the job."""
 
 
 def book_of(config_map: Object) -> Book:
@@ -50,8 +52,9 @@ def _text(record: Record) -> str:
     lines = [f"{rfc3339(record.cleared)} {CLEARED}"] if record.cleared else []
     for strike in record.strikes:
         where = "/".join(strike.domain) or NOWHERE
-        job = f"{strike.namespace}/{strike.job}"
-        lines.append(f"{rfc3339(strike.at)} {strike.kind.value} {job} {strike.uid}#{strike.number} {where}")
+        who = f"{strike.namespace}/{strike.job} {strike.uid}#{strike.number}"
+        how = "seen" if strike.seen else "told"
+        lines.append(f"{rfc3339(strike.at)} {strike.kind.value} {how} {who} {where}")
     return "".join(line + "\n" for line in lines)
 
 
@@ -64,16 +67,17 @@ def _record(node: str, text: str) -> Record:
                 cleared = _time(at)
             else:
                 strikes.append(_strike(at, what, *rest))
-        except (ValueError, TypeError):
+        except (ValueError, KeyError):
             log.warning("ConfigMap %s: a line of %s cannot be read and is left out: %r", NAME, node, line)
     return Record(tuple(sorted(strikes, key=lambda s: (s.at, s.key))), cleared)
 
 
-def _strike(at: str, kind: str, job: str, key: str, where: str) -> Strike:
+def _strike(at: str, kind: str, *rest: str) -> Strike:
+    how, job, key, where = rest
     namespace, name = job.split("/")
     uid, number = key.split("#")
     place = () if where == NOWHERE else tuple(where.split("/"))
-    return Strike(_time(at), IncidentClass(kind), namespace, name, uid, int(number), place)
+    return Strike(_time(at), IncidentClass(kind), namespace, name, uid, int(number), place, SEEN[how])
 
 
 def _time(text: str) -> datetime:
