@@ -12,7 +12,8 @@ from .evidence import finished_with_zero
 from .gang import Seat, leftovers
 from .ledger import gathering_stage
 from .outcome import Outcome
-from .plan import Action, OrderRun
+from .plan import Action, Level, Note, OrderRun
+from .rate import hold
 from .reasons import Reason
 from .restarts import delay_before
 from .silence import just_took_over
@@ -42,7 +43,7 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
         )
     held = _held_back_until(job)
     if held is not None and now < held:
-        return _backing_off(job, tidy, held - now)
+        return _held_back(job, tidy, held - now)
     if any(pod.node_rank < len(taken) and pod.alive for pod in leftovers(world, taken)):
         return starting(
             job,
@@ -56,7 +57,23 @@ def assemble(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datet
     return _open(job, len(taken), now)
 
 
-def _backing_off(job: TrainingJob, tidy: tuple[Action, ...], left: timedelta) -> Outcome:
+def _held_back(job: TrainingJob, tidy: tuple[Action, ...], left: timedelta) -> Outcome:
+    rate = hold(job)
+    if rate is not None and rate.delay >= delay_before(job.status):
+        message = f"{rate.why}; next start in {left.total_seconds():.0f} s"
+        new = job.status.reason != Reason.RESTART_RATE
+        return replace(
+            starting(
+                job,
+                Reason.RESTART_RATE,
+                message,
+                Stage.DECISION,
+                actions=tidy,
+                requeue_after=left,
+                because="too many free restarts to be chance: the assumption is broken, not the job",
+            ),
+            notes=(Note(Reason.RESTART_RATE, message, Level.WARNING),) if new else (),
+        )
     count = job.status.same_point.count if job.status.same_point else 0
     return starting(
         job,
@@ -89,7 +106,9 @@ def _held_back_until(job: TrainingJob) -> datetime | None:
     if not status.incidents or status.incidents[-1].resolved_time is not None:
         return None
     began = status.incidents[-1].start_time
-    return began + delay_before(status) if began is not None else None
+    rate = hold(job)
+    delay = max(delay_before(status), rate.delay if rate is not None else timedelta(0))
+    return began + delay if began is not None else None
 
 
 def _run(

@@ -1,6 +1,6 @@
 """What the model expects of a job, fed with the job's own figures; stands in the ledger beside the measured.
 
-No decision reads it.
+No decision reads it; the budget by rate (`rate`) reads the same prior and posterior.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def forecast(
     The ETTR is that of the interval which the job keeps, to be held against the measured one; with
     fewer than two checkpoints, that of the interval which the model would choose.
     """
-    rate = _rate(ledger, incidents[-1].number if incidents else 0, num_nodes)
+    rate = posterior_rate(incidents[-1].number if incidents else 0, num_nodes * held_seconds(ledger))
     what = Interruptions(1 / (rate * num_nodes), _dead(ledger, incidents), _stall(ledger))
     best = min(max(best_interval(what), bounds[0]), bounds[1])
     kept = _kept_interval(ledger) or best
@@ -47,11 +47,16 @@ def forecast(
     )
 
 
-def _rate(ledger: Ledger, interruptions: int, num_nodes: int) -> float:
+def posterior_rate(interruptions: int, node_seconds: float) -> float:
     """Interruptions per node-second: the mean of a gamma posterior, so that few node-days move it little."""
-    held = ledger.wall_seconds - sum(ledger.lost_seconds.get(s, 0.0) for s in STAGES_OUTSIDE_ETTR)
     prior_node_seconds = PRIOR_INTERRUPTIONS * 1000 * SECONDS_PER_DAY / PRIOR_RATE
-    return (PRIOR_INTERRUPTIONS + interruptions) / (prior_node_seconds + num_nodes * max(held, 0.0))
+    return (PRIOR_INTERRUPTIONS + interruptions) / (prior_node_seconds + node_seconds)
+
+
+def held_seconds(ledger: Ledger) -> float:
+    """Seconds for which the job has held its nodes."""
+    outside = sum(ledger.lost_seconds.get(stage, 0.0) for stage in STAGES_OUTSIDE_ETTR)
+    return max(ledger.wall_seconds - outside, 0.0)
 
 
 def _dead(ledger: Ledger, incidents: Sequence[Incident]) -> float:

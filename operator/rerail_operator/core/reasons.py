@@ -28,6 +28,7 @@ class Reason(StrEnum):
     WAITING_FOR_AGENTS = "WaitingForAgents"
     AT_BARRIER = "AtBarrier"
     BACKING_OFF = "BackingOff"
+    RESTART_RATE = "RestartRate"
     RELEASED = "Released"
     # running
     ALL_RANKS_RUNNING = "AllRanksRunning"
@@ -80,6 +81,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.WAITING_FOR_AGENTS: "Containers run; their agents have not all reached the coordinator.",
     Reason.AT_BARRIER: "Agents are at the barrier of the round and wait for the rest.",
     Reason.BACKING_OFF: "The same failure came again; the next start is held back for a while.",
+    Reason.RESTART_RATE: "More free restarts than can be chance; the next is held back, no job fails for it.",
     Reason.RELEASED: "The barrier is released: every agent starts its ranks.",
     Reason.ALL_RANKS_RUNNING: "All ranks of all nodes run.",
     Reason.NODES_STARTING: "The barrier is released; not every node runs its ranks yet.",

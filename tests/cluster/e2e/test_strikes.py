@@ -46,9 +46,9 @@ def lose(yard: Yard, name: str, node: str, strikes: int) -> None:
     yard.until_job(name, phase="Running")
     (pod,) = yard.pods(name)
     if strikes > 1:
-        # Twice within ten seconds would be once.
+        # Twice within ten seconds would be once; an agent was last heard of up to two beats before it is muted.
         before = datetime.fromisoformat(lines(yard, node)[-1].split()[0])
-        yard.until("it is another time", lambda: datetime.now(UTC) - before > TOGETHER + timedelta(seconds=2))
+        yard.until("it is another time", lambda: datetime.now(UTC) - before > TOGETHER + timedelta(seconds=6))
     yard.node_not_ready(node)
     yard.agents.mute(pod)
     told = yard.until(
