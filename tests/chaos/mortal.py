@@ -6,11 +6,12 @@ takes effect, and none ever returns to it.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from rerail_operator.shell.cluster import Kind, Listing, Object, WatchEvent
+from rerail_operator.shell.cluster import Kind, Listing, Object, Unavailable, WatchEvent
 from rerail_operator.shell.memory import MemoryCluster
 
 
@@ -33,33 +34,54 @@ class Write:
 
 @dataclass(slots=True)
 class Fate:
-    """Counts writes over all lives of the operator, and ends one of them at the chosen one."""
+    """Counts writes over all lives of the operator, and ends one of them at each chosen one."""
 
-    at: int | None = None
-    """The number of the write, counted from 1; None: nobody dies."""
-    when: When = When.BEFORE
+    ends: Mapping[int, When] = field(default_factory=dict)
+    """Numbers of writes, counted from 1, and on which side of each an operator dies."""
     writes: list[Write] = field(default_factory=list)
-    on_death: Callable[[], None] = lambda: None
 
-    def strikes(self, write: Write) -> bool:
-        """Count this write; whether it is the one."""
+    def strikes(self, write: Write) -> When | None:
+        """Count this write; whether it is somebody's last."""
         self.writes.append(write)
-        return self.at == len(self.writes)
+        return self.ends.get(len(self.writes))
+
+
+class Outage:
+    """An API server that is away for a while: nothing is answered, and what was asked may have happened or not."""
+
+    def __init__(self, cluster: MemoryCluster) -> None:
+        self._cluster = cluster
+        self.now = False
+        self._asked = 0
+
+    def begin(self) -> None:
+        self.now = True
+        self._cluster.end_watches(Unavailable("the connection was lost"))
+
+    def end(self) -> None:
+        self.now = False
+        self._cluster.end_watches()
+
+    def loses_the_call(self) -> bool:
+        """Of the calls that are not answered every third still takes effect."""
+        self._asked += 1
+        return self._asked % 3 != 0
 
 
 class MortalCluster:
     """The Cluster port of one operator's life."""
 
-    def __init__(self, cluster: MemoryCluster, fate: Fate) -> None:
+    def __init__(self, cluster: MemoryCluster, fate: Fate, outage: Outage) -> None:
         self._cluster = cluster
         self._fate = fate
+        self._outage = outage
         self.dead = False
+        self.death = asyncio.Event()
 
     def die(self) -> None:
         """From here on nothing that this operator does takes effect."""
-        if not self.dead:
-            self.dead = True
-            self._fate.on_death()
+        self.dead = True
+        self.death.set()
 
     async def create(self, kind: Kind, namespace: str, obj: Object, *, dry_run: bool = False) -> Object:
         write = Write("dry run" if dry_run else "create", kind.value, obj)
@@ -69,7 +91,7 @@ class MortalCluster:
         return await self._read(self._cluster.get(kind, namespace, name))
 
     async def replace(self, kind: Kind, namespace: str, obj: Object, *, status: bool = False) -> Object:
-        before = await self._cluster.get(kind, namespace, obj["metadata"]["name"])
+        before = await self._cluster.get(kind, namespace, obj["metadata"]["name"]) if status else None
         write = Write("status" if status else "replace", kind.value, obj, before)
         return await self._written(write, self._cluster.replace(kind, namespace, obj, status=status))
 
@@ -102,46 +124,54 @@ class MortalCluster:
     async def watch(
         self, kind: Kind, resource_version: str, labels: str = "", fields: str = ""
     ) -> AsyncIterator[WatchEvent]:
-        async for event in self._cluster.watch(kind, resource_version, labels, fields):
-            if self.dead:
-                await _for_ever()
-            yield event
+        await self._read(asyncio.sleep(0))
+        async with aclosing(cast(Any, self._cluster.watch(kind, resource_version, labels, fields))) as events:
+            async for event in events:
+                if self.dead:
+                    await _for_ever()
+                yield event
 
     def ordered(self, write: Write, send: Callable[[], bool]) -> bool:
         """An order to one agent; it needs no API server and returns at once."""
         if self.dead:
             return False
         strikes = self._fate.strikes(write)
-        if strikes and self._fate.when is When.BEFORE:
+        if strikes is When.BEFORE:
             self.die()
             return False
         told = send()
-        if strikes:
+        if strikes is When.AFTER:
             self.die()
         return told
 
     async def _read(self, call: Coroutine[Any, Any, Any]) -> Any:
-        if self.dead:
+        if self.dead or self._outage.now:
             call.close()
-            await _for_ever()
+            await self._no_answer()
         found = await call
         if self.dead:
             await _for_ever()
         return found
 
     async def _written(self, write: Write, call: Coroutine[Any, Any, Any]) -> Any:
-        strikes = not self.dead and self._fate.strikes(write)
-        if strikes and self._fate.when is When.BEFORE:
+        strikes = None if self.dead else self._fate.strikes(write)
+        if strikes is When.BEFORE:
             self.die()
-        if self.dead:
+        if self.dead or (self._outage.now and self._outage.loses_the_call()):
             call.close()
-            await _for_ever()
+            await self._no_answer()
         done = await call
-        if strikes:
+        if strikes is When.AFTER:
             self.die()
+        if self.dead or self._outage.now:
+            await self._no_answer()
+        return done
+
+    async def _no_answer(self) -> NoReturn:
         if self.dead:
             await _for_ever()
-        return done
+        await asyncio.sleep(0.05)
+        raise Unavailable("503: the server is currently unable to handle the request")
 
 
 async def _for_ever() -> NoReturn:

@@ -41,6 +41,8 @@ STATUS: dict[str, Told] = {
 """Guarded status writes, told apart by what they change; the first that fits."""
 
 OTHERS: dict[tuple[str, str], str] = {
+    ("create", "Lease"): "the first Lease",
+    ("replace", "Lease"): "the Lease is renewed, or taken over",
     ("dry run", "Pod"): "the dry run of a pod",
     ("create", "Pod"): "a pod is created",
     ("delete", "Pod"): "a pod is deleted",
@@ -131,4 +133,4 @@ async def whole_life(fate: Fate) -> Outcome:
         )
         made = len(set(village.pods_made))
         trained = tuple(begun.round for begun in program.resumptions)
-        return Outcome(account, tuple(fate.writes), village.lives, made, trained)
+        return Outcome(account, tuple(fate.writes), village.operators.lives, made, trained)

@@ -45,7 +45,7 @@ def test_an_operator_that_dies_loses_and_doubles_nothing(
 ) -> None:
     numbers = [n for n, write in enumerate(undisturbed.writes, start=1) if point_of(write) == point]
     # In the middle: of several agents some have been told, of several pods some are there.
-    fate = Fate(numbers[len(numbers) // 2], when)
+    fate = Fate({numbers[len(numbers) // 2]: when})
     outcome = live(whole_life(fate))
     assert outcome.problems() == []
     assert point_of(outcome.writes[numbers[len(numbers) // 2] - 1]) == point

@@ -12,80 +12,19 @@ from itertools import count
 from typing import Any
 
 from rerail_api.base import rfc3339
-from rerail_operator.core.manifests import Endpoint
-from rerail_operator.shell.apply import Making
-from rerail_operator.shell.cluster import Kind, NotFound, Object
-from rerail_operator.shell.connection import AgentConnection
-from rerail_operator.shell.coordinator import Coordinator
-from rerail_operator.shell.engine import Engine, EngineSettings
-from rerail_operator.shell.events import EventRecorder
+from rerail_operator.shell.cluster import Change, Kind, NotFound, Object, Unavailable
 from rerail_operator.shell.memory import MemoryCluster, MemoryOptions
-from rerail_operator.shell.roster import Order
-from rerail_operator.shell.tokens import Identity
-from tests.shell.hamlet import GPU, node
+from tests.shell.hamlet import node
 
-from .agent import StandIn, Wire
-from .mortal import Fate, MortalCluster, Write
+from .agent import StandIn
+from .mortal import Fate, Outage
+from .operators import Replicas
 from .program import Program
 from .virtual import VirtualClock
 
 START_SECONDS = 0.5  # of a container
-TAKEOVER_SECONDS = 9.0
-"""From the death of a leader to the next: the Lease has to run out."""
 RECONNECT_SECONDS = 0.5
 NOT_READY_SECONDS = 40.0
-
-
-class Trusting:
-    """Who is who is no question here."""
-
-    async def verify(self, token: str) -> Identity:
-        return Identity()
-
-
-class Leader:
-    """The leader of one life; terms rise from life to life."""
-
-    is_leader = True
-    leader_address = ""
-
-    def __init__(self, term: int) -> None:
-        self.term = term
-
-
-class WirelessCoordinator(Coordinator):
-    """The real one without a listening socket; its orders go through the life that may end with them."""
-
-    life: MortalCluster
-
-    async def begin(self) -> None:
-        """`start` but for the socket."""
-        self._spawn(self._beat())
-
-    def reached_by(self, agent: StandIn) -> None:
-        """What accepting a connection does."""
-        connection, wire = AgentConnection(self, self._clock.monotonic()), Wire(agent)
-        wire.connection = connection
-        self._connections.add(connection)
-        connection.connection_made(wire)
-        agent.connect(wire)
-
-    def send(self, pod_uid: str, order: Order) -> bool:
-        record = self._roster.get(pod_uid)
-        if record is not None and record.order == order and not self.life.dead:
-            return super().send(pod_uid, order)  # said before: nothing new in the world
-        write = Write(f"order {order['do']}", "agent", {"pod": pod_uid, **order})
-        return self.life.ordered(write, lambda: super(WirelessCoordinator, self).send(pod_uid, order))
-
-
-@dataclass
-class Operator:
-    """One life."""
-
-    cluster: MortalCluster
-    coordinator: WirelessCoordinator
-    engine: Engine
-    events: asyncio.Task[None]
 
 
 @dataclass
@@ -94,13 +33,11 @@ class Village:
 
     fate: Fate = field(default_factory=Fate)
     nodes: int = 4
+    replicas: int = 1
     agents: dict[str, StandIn] = field(default_factory=dict)  # by pod UID, as long as the process lives
-    operator: Operator | None = None
-    lives: int = 0
     pods_made: list[str] = field(default_factory=list)
     cut_off: set[str] = field(default_factory=set)  # nodes that reach nobody
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    _restarting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Village":
         self.clock = VirtualClock()
@@ -108,81 +45,45 @@ class Village:
         options = MemoryOptions(new_uid=lambda: f"{next(serial):05x}000-0000-4000-8000-000000000000")
         self.cluster = MemoryCluster(self.clock, options)
         self.program = Program(self)
-        self.fate.on_death = self._operator_died
+        self.outage = Outage(self.cluster)
         for number in range(self.nodes):
             await self.cluster.create(Kind.NODE, "", node(f"node-{number}"))
         self._tasks += [asyncio.create_task(self._kubelets()), asyncio.create_task(self.program.run())]
-        await self.start_operator()
+        self.operators = Replicas(self, self.replicas)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._restarting is not None:
-            self._restarting.cancel()
-        await self.stop_operator()
+        await self.operators.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # -- the operator
-
-    async def start_operator(self) -> None:
-        self.lives += 1
-        life = MortalCluster(self.cluster, self.fate)
-        leader = Leader(self.lives)
-        engine: Engine | None = None
-
-        def changed(job_uid: str) -> None:
-            if engine is not None:
-                engine.agent_changed(job_uid)
-
-        coordinator = WirelessCoordinator(Trusting(), self.clock, changed, leader)
-        coordinator.life = life
-        await coordinator.begin()
-        making = Making(Endpoint("coordinator:1", tls=False), (GPU,), b"agent")
-        engine = Engine(life, coordinator, leader, EngineSettings(making, workers=1), self.clock)
-        recorder = EventRecorder(life, self.clock, f"operator-{self.lives}")
-        engine.record_with(recorder.record)
-        self.operator = Operator(life, coordinator, engine, asyncio.create_task(recorder.run()))
-        await engine.start()
-        await engine.lead()
-        for agent in list(self.agents.values()):
-            self._reconnect(agent)
-
-    async def stop_operator(self) -> None:
-        """Nothing is written any more, connections drop."""
-        operator, self.operator = self.operator, None
-        if operator is None:
-            return
-        operator.cluster.dead = True
-        operator.events.cancel()
-        await asyncio.gather(operator.events, return_exceptions=True)
-        await operator.engine.stop()
-        await operator.coordinator.stop()
-        assert operator.engine.failures == 0, "a pass ended in an unexpected exception"
-
-    def _operator_died(self) -> None:
-        self._restarting = asyncio.create_task(self._next_life())
-
-    async def _next_life(self) -> None:
-        await self.stop_operator()
-        await asyncio.sleep(TAKEOVER_SECONDS)
-        await self.start_operator()
-
     # -- nodes, kubelets, agents
 
     async def _kubelets(self) -> None:
-        async for event in self.cluster.watch(Kind.POD, ""):
-            pod = event.object
-            uid = pod["metadata"].get("uid", "")
-            if event.change == "ADDED":
-                self.pods_made.append(pod["metadata"]["name"])
-            if event.change in ("BOOKMARK", "DELETED") or pod["spec"].get("nodeName") in self.cut_off:
-                continue
-            phase = (pod.get("status") or {}).get("phase", "Pending")
-            if "deletionTimestamp" in pod["metadata"]:
-                self._later(0.3, self.end_pod, uid)
-            elif pod["spec"].get("nodeName") and phase == "Pending" and uid not in self.agents:
-                self._later(START_SECONDS, self._start, pod)
+        """All kubelets in one; an API server that is away is asked again."""
+        made: set[str] = set()
+        while True:
+            listing = await self.cluster.list(Kind.POD)
+            for pod in listing.items:
+                self._seen(pod, made)
+            with suppress(Unavailable):
+                async for event in self.cluster.watch(Kind.POD, listing.resource_version):
+                    if event.change in (Change.ADDED, Change.MODIFIED):
+                        self._seen(event.object, made)
+
+    def _seen(self, pod: Object, made: set[str]) -> None:
+        meta = pod["metadata"]
+        if meta["uid"] not in made:
+            made.add(meta["uid"])
+            self.pods_made.append(meta["name"])
+        if pod["spec"].get("nodeName") in self.cut_off:
+            return
+        phase = (pod.get("status") or {}).get("phase", "Pending")
+        if "deletionTimestamp" in meta:
+            self._later(0.3, self.end_pod, meta["uid"])
+        elif pod["spec"].get("nodeName") and phase == "Pending" and meta["uid"] not in self.agents:
+            self._later(START_SECONDS, self._start, pod)
 
     def _later(self, seconds: float, do: Any, *given: Any) -> None:
         asyncio.get_running_loop().call_later(seconds, do, *given)
@@ -208,12 +109,8 @@ class Village:
             self._reconnect(agent)
 
     def _reconnect(self, agent: StandIn) -> None:
-        reachable = (
-            self.operator is not None and not self.operator.cluster.dead and agent.node not in self.cut_off
-        )
-        if reachable and agent.wire is None and not agent.gone and not agent.frozen:
-            assert self.operator is not None
-            self.operator.coordinator.reached_by(agent)
+        if agent.wire is None and agent.node not in self.cut_off and not agent.gone and not agent.frozen:
+            self.operators.any_for(agent)
 
     def _kill(self, agent: StandIn) -> None:
         """The container with all its processes is gone."""
@@ -278,6 +175,13 @@ class Village:
 
     # -- looking
 
+    def check(self) -> None:
+        """Raises what went wrong beside the test: a promise of the ranks that was broken, or a bug."""
+        self.operators.check()
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.result()
+
     async def status(self, name: str = "gpt") -> Object:
         return dict((await self.cluster.get(Kind.JOB, "default", name)).get("status") or {})
 
@@ -285,6 +189,7 @@ class Village:
         """The job's status once `wanted(status)` is true; looks four times a second."""
         deadline = self.clock.now() + timedelta(seconds=seconds)
         while True:
+            self.check()
             seen = await self.status()
             if wanted(seen):
                 return seen
@@ -295,6 +200,7 @@ class Village:
         """Until the job's object is gone, and with it its pods."""
         deadline = self.clock.now() + timedelta(seconds=seconds)
         while (await self.cluster.list(Kind.JOB)).items or await self.pods():
+            self.check()
             assert self.clock.now() < deadline, f"not gone within {seconds:g} s"
             await asyncio.sleep(0.25)
 
