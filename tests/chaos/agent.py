@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rerail_api.contract import CANNOT_STOP_SECONDS
 from rerail_operator.shell.connection import AgentConnection
 
 Frame = dict[str, Any]
@@ -80,7 +81,9 @@ class StandIn:
     goal: int = 0
     wire: Wire | None = None
     refused: list[str] = field(default_factory=list)
-    frozen: bool = False
+    frozen: bool = False  # its processes are stopped, as by SIGSTOP
+    muted: bool = False  # nothing that it says or is told arrives
+    unkillable: bool = False  # something below it survives SIGKILL
     gone: bool = False
     _port_of_next_round: int = 20_000
 
@@ -96,7 +99,7 @@ class StandIn:
 
     def hears(self, wire: Wire, data: bytes) -> None:
         """A frame of the coordinator; of a connection that is no longer ours nobody takes note."""
-        if wire is not self.wire or self.gone or self.frozen:
+        if wire is not self.wire or self.gone or self.frozen or self.muted:
             return
         frame = json.loads(data)
         if frame["kind"] == "refuse":
@@ -125,7 +128,7 @@ class StandIn:
         data = json.dumps(frame).encode() + b"\n"
 
         def arrive() -> None:
-            if wire.connection is not None and not wire.is_closing():
+            if wire.connection is not None and not wire.is_closing() and not self.muted:
                 wire.connection.data_received(data)
 
         asyncio.get_running_loop().call_soon(arrive)
@@ -147,7 +150,8 @@ class StandIn:
             case "join" if order["round"] > max(self.round, self.goal):
                 self.goal = order["round"]
                 self.state = "Stopping" if self.ranks_alive else self.state
-                asyncio.get_running_loop().call_later(STOPPING_SECONDS, self._stopped, self.goal)
+                seconds = CANNOT_STOP_SECONDS if self.unkillable else STOPPING_SECONDS
+                asyncio.get_running_loop().call_later(seconds, self._stopped, self.goal)
             case "run" if self.state == "Ready" and order["round"] == self.round:
                 self.release, self.state, self.ranks_alive = (
                     order["release"],
@@ -163,6 +167,10 @@ class StandIn:
             return
         if self.frozen:  # a stopped process cannot stop anything
             asyncio.get_running_loop().call_later(STOPPING_SECONDS, self._stopped, goal)
+            return
+        if self.unkillable:
+            self.state = "Stuck"
+            self.tell()
             return
         self._port_of_next_round += 7
         self.round, self.state, self.port = goal, "Ready", self._port_of_next_round

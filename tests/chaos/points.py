@@ -117,13 +117,12 @@ async def whole_life(fate: Fate) -> Outcome:
         )
         await village.cluster.patch(Kind.JOB, "default", "gpt", {"spec": {"suspend": False}})
         status = await village.until("the end", lambda seen: seen["phase"] in ("Complete", "Failed"))
-        lived = village.clock.monotonic()
         await village.until_gone()
         account = Account(
             status=status,
             restarts=3,
             most_restarts=3,
-            lived=lived,
+            lived=village.ended_at,
             slack=0.5,
             losses=program.losses,
             reference={step: loss_of(step) for step in range(1, program.total_steps + 1)},

@@ -30,6 +30,7 @@ class Program:
         self.committed = 0
         self.step = 0
         self.round = 0
+        self.stepping = False
         self.losses: list[tuple[int, float]] = []
         self.resumptions: list[Resumption] = []
         self._ran: dict[tuple[int, int], str] = {}
@@ -53,6 +54,7 @@ class Program:
             gang = self._gang()
             if gang is not None:
                 self._step(gang)
+            self.stepping = gang is not None and self.losses[-1:] == [(self.step, loss_of(self.step))]
 
     def _gang(self) -> list[StandIn] | None:
         """The agents that run one round together, if all of them do."""

@@ -5,6 +5,7 @@ next one begins with an empty memory.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +24,7 @@ from .program import Program
 from .virtual import VirtualClock
 
 START_SECONDS = 0.5  # of a container
+ENDING_SECONDS = 1.5  # from SIGTERM to the end of the last process
 RECONNECT_SECONDS = 0.5
 NOT_READY_SECONDS = 40.0
 
@@ -34,7 +36,10 @@ class Village:
     fate: Fate = field(default_factory=Fate)
     nodes: int = 4
     replicas: int = 1
+    troubled: bool = False  # leaders come and go
     agents: dict[str, StandIn] = field(default_factory=dict)  # by pod UID, as long as the process lives
+    last_status: Object = field(default_factory=dict)
+    ended_at: float | None = None
     pods_made: list[str] = field(default_factory=list)
     cut_off: set[str] = field(default_factory=set)  # nodes that reach nobody
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -48,7 +53,11 @@ class Village:
         self.outage = Outage(self.cluster)
         for number in range(self.nodes):
             await self.cluster.create(Kind.NODE, "", node(f"node-{number}"))
-        self._tasks += [asyncio.create_task(self._kubelets()), asyncio.create_task(self.program.run())]
+        self._tasks += [
+            asyncio.create_task(self._kubelets()),
+            asyncio.create_task(self._follow_job()),
+            asyncio.create_task(self.program.run()),
+        ]
         self.operators = Replicas(self, self.replicas)
         return self
 
@@ -81,12 +90,18 @@ class Village:
             return
         phase = (pod.get("status") or {}).get("phase", "Pending")
         if "deletionTimestamp" in meta:
-            self._later(0.3, self.end_pod, meta["uid"])
+            if (agent := self.agents.get(meta["uid"])) is not None:
+                agent.rank_ends(exit_code=75, ordered=True)  # SIGTERM: saved, and stopped as ordered
+            self.later(ENDING_SECONDS, self.end_pod, meta["uid"])
         elif pod["spec"].get("nodeName") and phase == "Pending" and meta["uid"] not in self.agents:
-            self._later(START_SECONDS, self._start, pod)
+            self.later(START_SECONDS, self._start, pod)
 
-    def _later(self, seconds: float, do: Any, *given: Any) -> None:
+    def later(self, seconds: float, do: Any, *given: Any) -> None:
         asyncio.get_running_loop().call_later(seconds, do, *given)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Something that goes on beside the test; what it raises, `check` raises."""
+        self._tasks.append(asyncio.create_task(work))
 
     def _start(self, pod: Object) -> None:
         meta, labels = pod["metadata"], pod["metadata"]["labels"]
@@ -142,12 +157,12 @@ class Village:
         with suppress(NotFound):
             self.cluster.set_pod_status(uid, status)
 
-    def lose_node(self, name: str) -> None:
+    def lose_node(self, name: str, not_ready_after: float = NOT_READY_SECONDS) -> None:
         """Power off: its processes are gone at once; after a while the API server says NotReady."""
         self.cut_off.add(name)
         for agent in [a for a in self.agents.values() if a.node == name]:
             self._kill(agent)
-        self._later(NOT_READY_SECONDS, self._node_ready, name, "Unknown")
+        self.later(not_ready_after, self._node_ready, name, "Unknown")
 
     def node_returns(self, name: str) -> None:
         """It is switched on again; what ran there is gone."""
@@ -156,16 +171,34 @@ class Village:
         self._tasks.append(asyncio.create_task(self._collect(name)))
 
     async def _collect(self, name: str) -> None:
-        """A kubelet that comes back finds nothing of its pods."""
+        """A kubelet that comes back does what it missed, and finds what has ended meanwhile."""
         for pod in (await self.cluster.list(Kind.POD)).items:
-            if pod["spec"].get("nodeName") != name or pod["metadata"]["uid"] in self.agents:
+            uid = pod["metadata"]["uid"]
+            if pod["spec"].get("nodeName") != name:
                 continue
             if "deletionTimestamp" in pod["metadata"]:
-                self.cluster.confirm_deleted(pod["metadata"]["uid"])
-            elif pod["status"]["phase"] == "Running":
-                self._ended(pod["metadata"]["uid"], 137, "Error", "")
-            elif pod["status"]["phase"] == "Pending":
+                self.end_pod(uid)
+            elif pod["status"]["phase"] == "Running" and uid not in self.agents:
+                self._ended(uid, 137, "Error", "")
+            elif pod["status"]["phase"] == "Pending" and uid not in self.agents:
                 self._start(pod)
+        known = {pod["metadata"]["uid"] for pod in (await self.cluster.list(Kind.POD)).items}
+        for agent in [a for a in self.agents.values() if a.node == name and a.pod_uid not in known]:
+            self._kill(agent)
+
+    def partition(self, name: str) -> None:
+        """The node reaches nobody, and nobody learns of it but by silence; its processes run on."""
+        self.cut_off.add(name)
+        for agent in self.agents.values():
+            agent.muted = agent.muted or agent.node == name
+        self.later(NOT_READY_SECONDS, self._node_ready, name, "Unknown")
+
+    def heal(self, name: str) -> None:
+        """Agents are heard again at once; the kubelet needs a moment to learn what it missed."""
+        self.cut_off.discard(name)
+        for agent in self.agents.values():
+            agent.muted = agent.muted and agent.node != name
+        self.later(2.0, self.node_returns, name)
 
     def _node_ready(self, name: str, ready: str) -> None:
         if (ready == "True") == (name in self.cut_off):
@@ -182,15 +215,25 @@ class Village:
             if task.done() and not task.cancelled():
                 task.result()
 
-    async def status(self, name: str = "gpt") -> Object:
-        return dict((await self.cluster.get(Kind.JOB, "default", name)).get("status") or {})
+    async def _follow_job(self) -> None:
+        """Keeps the job's last word, for its object may be gone before anybody looks."""
+        while True:
+            listing = await self.cluster.list(Kind.JOB)
+            for found in listing.items:
+                self.last_status = found.get("status") or {}
+            with suppress(Unavailable):
+                async for event in self.cluster.watch(Kind.JOB, listing.resource_version):
+                    if event.change != Change.BOOKMARK:
+                        self.last_status = event.object.get("status") or {}
+                        if self.last_status.get("completionTime") and self.ended_at is None:
+                            self.ended_at = self.clock.monotonic()
 
     async def until(self, what: str, wanted: Any, seconds: float = 400.0) -> Object:
         """The job's status once `wanted(status)` is true; looks four times a second."""
         deadline = self.clock.now() + timedelta(seconds=seconds)
         while True:
             self.check()
-            seen = await self.status()
+            seen = self.last_status
             if wanted(seen):
                 return seen
             assert self.clock.now() < deadline, f"not within {seconds:g} s: {what}; {seen}"

@@ -39,7 +39,7 @@ class Store:
         self._entries: list[Entry] = []
         self._tables: dict[Kind, dict[Place, Object]] = {kind: {} for kind in Kind}
         self._places: dict[str, tuple[Kind, Place]] = {}
-        self._watchers: set[asyncio.Event] = set()
+        self._watchers: dict[asyncio.Event, None] = {}  # in order: a seeded life must replay exactly
 
     def get(self, kind: Kind, place: Place) -> Object | None:
         return self._tables[kind].get(place)
@@ -97,11 +97,11 @@ class Store:
     def subscribe(self) -> asyncio.Event:
         """An event that is set at every write; give it back with `unsubscribe`."""
         watcher = asyncio.Event()
-        self._watchers.add(watcher)
+        self._watchers[watcher] = None
         return watcher
 
     def unsubscribe(self, watcher: asyncio.Event) -> None:
-        self._watchers.discard(watcher)
+        self._watchers.pop(watcher, None)
 
     def _stamp(self, obj: Object) -> None:
         # Every write makes exactly one entry, so that versions index the history.

@@ -1,0 +1,104 @@
+"""`make chaos`: lives in memory, every write point, and lives of real processes. `--seed N` replays one life."""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .lives import ChaosLife
+from .mortal import Fate, When
+from .points import point_of, whole_life
+from .virtual import live
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("all", "memory", "points", "run"), default="all")
+    parser.add_argument("--seed", type=int, help="replay this one life")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first life")
+    parser.add_argument("--lives", type=int, default=500, help="how many in memory")
+    parser.add_argument("--run", type=int, default=4, metavar="N", help="how many of real processes")
+    given = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)
+    if given.seed is not None:
+        parts = [_of_processes([given.seed]) if given.what == "run" else _in_memory([given.seed], say)]
+    else:
+        seeds = range(given.first, given.first + given.lives)
+        runs = range(given.first, given.first + given.run)
+        chosen: dict[str, Callable[[], Iterator[str]]] = {
+            "memory": lambda: _in_memory(seeds),
+            "points": _write_points,
+            "run": lambda: _of_processes(runs),
+        }
+        parts = [part() for name, part in chosen.items() if given.what in ("all", name)]
+    failed = [problem for part in parts for problem in part]
+    for problem in failed:
+        say(f"BROKEN: {problem}")
+    say("every promise was kept" if not failed else f"{len(failed)} promises were broken")
+    return 1 if failed else 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _in_memory(seeds: Sequence[int], tell: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    began, dealt, virtual, operators = time.monotonic(), Counter[str](), 0.0, 0
+    for seed in seeds:
+        life = ChaosLife(seed)
+        try:
+            told = live(life.live())
+        except AssertionError as broken:
+            yield f"{life.told}: {broken}; replay: python -m tests.chaos memory --seed {seed}"
+            continue
+        tell(str(told))
+        dealt.update(told.dealt)
+        virtual, operators = virtual + told.virtual_seconds, operators + told.operators
+        for problem in told.problems():
+            yield f"{told}: {problem}; replay: python -m tests.chaos memory --seed {seed}"
+    say(
+        f"memory: {len(seeds)} lives, {virtual / 3600:.1f} h in {time.monotonic() - began:.0f} s, "
+        f"{operators} lives of operators, {sum(dealt.values())} blows:"
+    )
+    for sign, number in sorted(dealt.items()):
+        say(f"  {number:5}  {sign}")
+
+
+def _write_points() -> Iterator[str]:
+    """An operator dies at every single write of a whole life."""
+    writes = live(whole_life(Fate())).writes
+    met = Counter(point_of(write) for write in writes)
+    for number, write in enumerate(writes, start=1):
+        for when in When:
+            where = f"operator killed {when} write {number} ({point_of(write)})"
+            try:
+                problems = live(whole_life(Fate({number: when}))).problems()
+            except AssertionError as broken:
+                problems = [str(broken)]
+            yield from (f"{where}: {problem}" for problem in problems)
+    say(f"points: {len(writes)} writes, an operator killed before and after each:")
+    for point, count in met.items():
+        say(f"  {count:5}  {point}")
+
+
+def _of_processes(seeds: Sequence[int]) -> Iterator[str]:
+    from .processes import live_as_processes, uninterrupted
+
+    with tempfile.TemporaryDirectory(prefix="rerail-chaos-") as folder:
+        reference = uninterrupted(Path(folder) / "reference")
+        for seed in seeds:
+            told = live_as_processes(seed, Path(folder) / str(seed), reference)
+            say(str(told))
+            yield from (
+                f"{told}: {problem}; replay: python -m tests.chaos run --seed {seed}"
+                for problem in told.problems()
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
