@@ -204,9 +204,10 @@ def _where(
     away |= {pod.node: HELD for pod in world.pods if pod.spare and not pod.ended}
     keep = {seat.node_rank: seat.pod.node for seat in taken if seat.filled and seat.pod is not None}
     claimed = dict(world.claim.nodes) if world.claim is not None else {}
+    gaps = frozenset(missing)
     for seat in taken:
         # A pod that died on a healthy node is replaced where it was: its data and caches are there.
-        if seat.pod is not None and seat.node_rank in missing:
+        if seat.pod is not None and seat.node_rank in gaps:
             claimed.setdefault(seat.node_rank, seat.pod.node)
     wished = {r: claimed[r] for r in missing if r in claimed and claimed[r] not in away}
     request = gang_request(job.spec.template, job.spec.num_nodes, away)

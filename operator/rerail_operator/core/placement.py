@@ -65,7 +65,10 @@ def place_missing(
     """
     ranks = sorted(set(missing_ranks) - set(keep))
     held = dict.fromkeys(keep.values(), HELD)
-    found = survey(replace(request, excluded={**request.excluded, **held}), nodes)
+    request = replace(request, excluded={**request.excluded, **held})
+    if (met := _all_wishes(request, nodes, ranks, wished or {})) is not None:
+        return Placement(met)
+    found = survey(request, nodes)
     fitting = found.fitting_for(len(ranks))
     if len(fitting) < len(ranks):
         return found.refusal(len(ranks), len(found.fitting()))
@@ -85,6 +88,21 @@ def place_missing(
 def spare_places(request: GangRequest, nodes: Nodes, count: int) -> tuple[str, ...]:
     """Nodes for at most `count` spares, wherever there is room; fewer where there is less."""
     return tuple(node.name for node in survey(request, nodes).fitting()[:count])
+
+
+def _all_wishes(
+    request: GangRequest, nodes: Nodes, ranks: list[int], wished: Mapping[int, str]
+) -> dict[int, str] | None:
+    """The wishes, if every one of them can be met; only the wished nodes are looked at.
+
+    A gang whose pods are being created asks for its claimed nodes in every pass: no survey of all nodes then.
+    """
+    places = {rank: node for rank in ranks if (node := nodes.get(wished.get(rank, ""))) is not None}
+    if len({node.name for node in places.values()}) < len(ranks):
+        return None
+    if len(Survey(request, places.values()).fitting()) < len(ranks):
+        return None
+    return {rank: node.name for rank, node in places.items()}
 
 
 def _as_wished(ranks: list[int], fitting: list[Node], wished: Mapping[int, str]) -> dict[int, str]:

@@ -11,11 +11,16 @@ from .world import Progress, World
 
 def newest(world: World, round_: int) -> Progress | None:
     """The newest progress of that round: of the agent that is furthest (rank 0's reports, as a rule)."""
-    agents = sorted(world.agents.items())  # of two that are equally far always the same one
-    told = [a.progress for _, a in agents if a.round == round_ and a.progress is not None]
+    told = [
+        (uid, a.progress) for uid, a in world.agents.items() if a.progress is not None and a.round == round_
+    ]
     if not told:
         return None
-    return max(told, key=lambda p: (p.step if p.step is not None else -1, p.at.timestamp() if p.at else 0.0))
+    told.sort(key=lambda pair: pair[0])  # of two that are equally far always the same one
+    return max(
+        (p for _, p in told),
+        key=lambda p: (p.step if p.step is not None else -1, p.at.timestamp() if p.at else 0.0),
+    )
 
 
 def last_step(world: World, job: TrainingJob) -> int | None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -88,7 +87,7 @@ class Store:
 
     def after(self, version: int) -> list[Entry]:
         """What has happened since `version`, which is no older than `oldest`."""
-        return list(islice(self._entries, version - self.oldest, None))
+        return self._entries[version - self.oldest :]
 
     def wake(self) -> None:
         for watcher in self._watchers:
