@@ -11,7 +11,7 @@ from rerail_api.contract import AgentState, ProgressPhase
 from rerail_api.status import CheckpointMark, ConditionType, Incident, IncidentClass, Ledger, Stage
 from rerail_operator.core.ledger import advance, lost_between
 from rerail_operator.core.overlay import overlaid
-from rerail_operator.core.publish import SOFT_INTERVAL, write_due
+from rerail_operator.core.publish import PASSING_INTERVAL, SOFT_INTERVAL, write_due
 from rerail_operator.core.world import Progress
 
 from .builders import NOON, Scene, after, an_incident, at_barrier, fresh, released, running
@@ -108,10 +108,10 @@ def test_progress_alone_is_written_every_ten_seconds() -> None:
 
 
 TRANSITIONS = {
-    "a node that stops": lambda s: s.agent(1, state=AgentState.READY),
-    "a fault": lambda s: s.exits(1, code=1),
     "the end": lambda s: s.all(state=AgentState.DONE),
     "a new generation": lambda s: s.metadata(generation=99),
+    "a restart": lambda s: s.exits(1, code=1).later(2),
+    "suspension": lambda s: s.spec(suspend=True),
 }
 
 
@@ -119,6 +119,26 @@ TRANSITIONS = {
 def test_a_transition_is_written_at_once(change: str) -> None:
     before = running().written()
     assert write_due(before.job.status, TRANSITIONS[change](before).written().job.status, timedelta(0))
+
+
+STATIONS = {
+    "a node that stops": lambda s: s.agent(1, state=AgentState.READY),
+    "a fault whose root is not named yet": lambda s: s.exits(1, code=1),
+}
+
+
+@pytest.mark.parametrize("station", STATIONS)
+def test_what_a_gang_passes_through_is_written_when_it_lasts(station: str) -> None:
+    before = running().written()
+    after_ = STATIONS[station](before).written().job.status
+    assert not write_due(before.job.status, after_, SOFT_INTERVAL * 9, PASSING_INTERVAL / 2)
+    assert write_due(before.job.status, after_, timedelta(0), PASSING_INTERVAL)
+
+
+def test_running_again_is_written_at_once() -> None:
+    stopped = running().agent(1, state=AgentState.READY).written()
+    again = stopped.agent(1, state=AgentState.RUNNING).written().job.status
+    assert write_due(stopped.job.status, again, timedelta(0))
 
 
 # -- incidents

@@ -29,7 +29,7 @@ from rerail_operator.core.plan import (
     Plan,
     PromoteSpare,
 )
-from rerail_operator.core.publish import write_due
+from rerail_operator.core.publish import is_passing, write_due
 from rerail_operator.core.queueing import CREATE_SPARE, NAME_TAKEN
 from rerail_operator.core.reasons import Reason
 from rerail_operator.core.room import HeldSpare, Line, Need, Room, room, with_room
@@ -63,6 +63,7 @@ class Mind:
     rejections: tuple[Rejection, ...] = ()
     rejected_in: int = 0  # the round that they speak of
     written_at: datetime | None = None
+    unwritten_since: datetime | None = None
     due: datetime | None = None
     passed: bool = False  # looked at since the operator began
     changes_seen: int = -1
@@ -264,8 +265,11 @@ class ToyOperator:
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, (DeletePod, DeleteGang))):
             self._fate(lambda action=action: self._apply(uid, action, mind))  # type: ignore[misc]
         if plan.status is not None:
-            since = self.cluster.now - (mind.written_at or self.cluster.now - timedelta(hours=1))
-            if write_due(self.cluster.jobs[uid].status, plan.status, since):
+            now, stored = self.cluster.now, self.cluster.jobs[uid].status
+            since = now - (mind.written_at or now - timedelta(hours=1))
+            passing = is_passing(stored, plan.status)
+            mind.unwritten_since = (mind.unwritten_since or now) if passing else None
+            if write_due(stored, plan.status, since, now - (mind.unwritten_since or now)):
                 self._write(uid, plan, version, mind)
         return plan
 

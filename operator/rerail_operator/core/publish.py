@@ -40,6 +40,10 @@ from .world import Progress, World
 
 SOFT_INTERVAL = timedelta(seconds=10)
 """How often progress and ledger alone may cause a write; transitions are written at once."""
+PASSING_INTERVAL = timedelta(seconds=2)
+"""For how long a station between a fault and running may be untold: a restart in place is over by then, and
+costs the API server three writes of status, whatever the size of the gang."""
+_ON_THE_WAY = frozenset({Phase.STARTING, Phase.RESTARTING})
 SOFT_FIELDS = frozenset({"progress", "last_checkpoint", "ledger", "incidents", "resumed_from_step"})
 
 
@@ -205,13 +209,35 @@ def _overtaken(
     return tuple(found)
 
 
-def write_due(before: TrainingJobStatus, after: TrainingJobStatus, since_last_write: timedelta) -> bool:
-    """Whether `after` must be written now: at once for transitions, every 10 s for progress and ledger."""
+def write_due(
+    before: TrainingJobStatus,
+    after: TrainingJobStatus,
+    since_last_write: timedelta,
+    unwritten: timedelta = timedelta(0),
+) -> bool:
+    """Whether `after` must be written now: at once for transitions, every 10 s for progress and ledger.
+
+    What a gang passes through on its way to running is written when it lasts. `unwritten`: for how long there
+    has been a difference that `is_passing` calls so.
+    """
     if before == after:
         return False
-    if hard(before) != hard(after):
-        return True
-    return since_last_write >= SOFT_INTERVAL
+    if hard(before) == hard(after):
+        return since_last_write >= SOFT_INTERVAL
+    return not is_passing(before, after) or unwritten >= PASSING_INTERVAL
+
+
+def is_passing(before: TrainingJobStatus, after: TrainingJobStatus) -> bool:
+    """Whether the two tell only different stations between a fault and running, of the same round."""
+    if before.phase not in _ON_THE_WAY | {Phase.RUNNING} or after.phase not in _ON_THE_WAY:
+        return False
+    return _without_station(hard(before)) == _without_station(hard(after)) and hard(before) != hard(after)
+
+
+def _without_station(status: TrainingJobStatus) -> TrainingJobStatus:
+    conditions = tuple(c for c in status.conditions if c.type != ConditionType.RUNNING)
+    blank = {"phase": None, "reason": None, "nodes": NodeCounts(), "conditions": conditions}
+    return status.model_copy(update=blank)
 
 
 def hard(status: TrainingJobStatus) -> TrainingJobStatus:

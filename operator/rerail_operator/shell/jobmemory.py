@@ -26,6 +26,9 @@ class JobMemory:
     rejections: tuple[Rejection, ...] = ()
     rejections_of: tuple[int, int] = (-1, -1)  # (generation, round) that they were about
     last_write: float = float("-inf")  # monotonic
+    unwritten_since: float | None = (
+        None  # monotonic: since when a passing station is ahead of what is written
+    )
     gang_deletion: tuple[float, int | None] | None = (
         None  # the last one: monotonic, grace; None once a pod came
     )

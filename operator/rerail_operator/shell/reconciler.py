@@ -11,7 +11,7 @@ from rerail_operator.core.decide import decide
 from rerail_operator.core.gang import may_still_run
 from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.plan import Note, Plan
-from rerail_operator.core.publish import write_due
+from rerail_operator.core.publish import PASSING_INTERVAL, is_passing, write_due
 from rerail_operator.core.queueing import shape_hash
 from rerail_operator.core.world import World
 
@@ -131,8 +131,7 @@ class Reconciler:
             return timedelta(0)
         target = Target(key.namespace, key.name, uid, world.job, memory)
         complete = await self._applier.apply(target, plan.actions)
-        if plan.status is not None:
-            await self._publish(key, raw, plan.status, memory)
+        due = await self._publish(key, raw, plan.status, memory) if plan.status is not None else None
         self._record(world.job, plan.notes)
         rejected = memory.rejections != world.rejections
         if rejected:
@@ -140,7 +139,7 @@ class Reconciler:
         learned = rejected or self._learned(memory, world)
         if not complete or learned:
             return timedelta(0)
-        return plan.requeue_after
+        return min((after for after in (plan.requeue_after, due) if after is not None), default=None)
 
     def _observe(self, key: JobKey, uid: str, raw: Object, memory: JobMemory) -> World:
         job, invalid = self._senses.desk.read(key, raw)
@@ -195,11 +194,25 @@ class Reconciler:
         passed = world.job is not None and memory.dry_run_shape == shape_hash(world.job)
         return frozen or (passed and not world.dry_run_passed)
 
-    async def _publish(self, key: JobKey, raw: Object, status: TrainingJobStatus, memory: JobMemory) -> None:
+    async def _publish(
+        self, key: JobKey, raw: Object, status: TrainingJobStatus, memory: JobMemory
+    ) -> timedelta | None:
+        """Write the status if that is due; else when it will be, None where only news will make it so."""
         stored, _ = self._senses.desk.read(key, raw)
-        since = timedelta(seconds=min(self._senses.clock.monotonic() - memory.last_write, 1e6))
-        if stored is not None and write_due(stored.status, status, since):
+        if stored is None:
+            return None
+        now = self._senses.clock.monotonic()
+        passing = is_passing(stored.status, status)
+        if not passing:
+            memory.unwritten_since = None
+        elif memory.unwritten_since is None:
+            memory.unwritten_since = now
+        since = timedelta(seconds=min(now - memory.last_write, 1e6))
+        unwritten = timedelta(seconds=now - (memory.unwritten_since or now))
+        if write_due(stored.status, status, since, unwritten):
             await self._write(key, raw, status, memory)
+            return None
+        return PASSING_INTERVAL - unwritten if passing else None
 
     async def _write(self, key: JobKey, raw: Object, status: TrainingJobStatus, memory: JobMemory) -> None:
         """One guarded status write, and its reply read back. Raises Conflict, FieldDropped."""
@@ -209,7 +222,7 @@ class Reconciler:
         except NotFound:
             log.info("%s: deleted while its status was being written", key)
             return
-        memory.last_write = self._senses.clock.monotonic()
+        memory.last_write, memory.unwritten_since = self._senses.clock.monotonic(), None
         self._senses.fleet.note_job(reply)
         stored = parse_status(reply.get("status") or {})
         if stored.round != status.round or stored.released_round != status.released_round:
