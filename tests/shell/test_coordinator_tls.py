@@ -1,7 +1,9 @@
 """The coordinator behind TLS: who may connect, and what a connection costs."""
 
 import asyncio
+import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from cryptography import x509
 
 from rerail_operator.shell.clock import SystemClock
 from rerail_operator.shell.cluster import Kind
-from rerail_operator.shell.coordinator import Coordinator
+from rerail_operator.shell.coordinator import Coordinator, Limits
 from rerail_operator.shell.leader import AlwaysLeader
 from rerail_operator.shell.memory import MemoryCluster
 from rerail_operator.shell.tls import (
@@ -24,7 +26,7 @@ from rerail_operator.shell.tls import (
     server_context,
     shrink_tls_buffers,
 )
-from rerail_operator.shell.tokens import FileTokenVerifier
+from rerail_operator.shell.tokens import FileTokenVerifier, Identity
 
 from .agent_client import AgentClient
 from .waiting import until
@@ -69,6 +71,43 @@ async def test_agents_reach_the_server_that_the_authority_names_and_no_other(tok
         await good.say(state="Ready", round=1)
         await until(lambda: coordinator.agents("uid-job")["uid-0"].round == 1)
         await good.close()
+    finally:
+        await coordinator.stop()
+
+
+class SlowVerifier:
+    """Verifies when it is told to."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.done = False
+
+    async def verify(self, token: str) -> Identity:
+        await self.may.wait()
+        self.done = True
+        return Identity()
+
+
+async def test_an_agent_whose_time_was_over_is_not_admitted_after_all() -> None:
+    authority, verifier = make_authority(CLOCK.now()), SlowVerifier()
+    limits = Limits(authenticate=0.3)
+    coordinator = Coordinator(verifier, CLOCK, lambda job: None, AlwaysLeader(), limits)
+    await coordinator.start("127.0.0.1", 0, server_context(authority, NAME, CLOCK.now()))
+
+    def refused() -> ssl.SSLSocket:
+        """A peer that reads the refusal and leaves the connection half closed."""
+        plain = socket.create_connection(("127.0.0.1", coordinator.port), timeout=10)
+        peer = client_context(authority.certificate).wrap_socket(plain, server_hostname=NAME)
+        peer.sendall(json.dumps(an_agent().hello()).encode() + b"\n")
+        assert b'"refuse"' in peer.recv(4096)
+        return peer
+
+    try:
+        peer = await asyncio.to_thread(refused)
+        verifier.may.set()
+        await until(lambda: verifier.done)
+        assert coordinator.agents("uid-job") == {}
+        peer.close()
     finally:
         await coordinator.stop()
 

@@ -130,22 +130,23 @@ class Applier:
     def _order(self, action: OrderJoin | OrderRun | Advise | OrderFinish) -> None:
         match action:
             case OrderJoin(pod_uids, round_):
-                for uid in pod_uids:
-                    self._orders.send(uid, {"kind": "order", "do": "join", "round": round_})
+                self._all_are_told(pod_uids, {"do": "join", "round": round_})
             case OrderRun(releases, round_):
                 for uid, release in releases.items():
                     body = _release(release)
-                    self._orders.send(uid, {"kind": "order", "do": "run", "round": round_, "release": body})
+                    self._orders.send(uid, {"do": "run", "round": round_, "release": body})
             case Advise(pod_uids, round_, seconds):
                 for uid in pod_uids:
                     self._orders.advise(uid, round_, seconds)
             case OrderFinish(pod_uids, code, message):
-                for uid in pod_uids:
-                    self._orders.send(
-                        uid, {"kind": "order", "do": "finish", "code": code, "message": message}
-                    )
+                self._all_are_told(pod_uids, {"do": "finish", "code": code, "message": message})
             case _:
                 assert_never(action)
+
+    def _all_are_told(self, pod_uids: Sequence[str], order: dict[str, object]) -> None:
+        """One order for many: the same object, so that it is put into words once."""
+        for uid in pod_uids:
+            self._orders.send(uid, order)
 
     async def _call(self, target: Target, action: Action) -> None:
         match action:

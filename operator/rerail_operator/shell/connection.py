@@ -6,7 +6,7 @@ A plain asyncio protocol without a task of its own: 18,750 of them have to be ch
 import asyncio
 from typing import Any, Protocol, cast
 
-from .frames import BadFrame, FrameBuffer, Hello, Message, Probed, ReportFrame, decode, encode
+from .frames import BadFrame, FrameBuffer, Hello, Message, Probed, Report, ReportFrame, decode, encode
 
 # An agent that no longer reads is cut off before its unread pings add up.
 MAX_UNREAD_BYTES = 256 * 1024
@@ -23,13 +23,26 @@ class Desk(Protocol):
 
     def probed(self, connection: "AgentConnection", probed: Probed) -> None: ...
 
+    def again(self, connection: "AgentConnection") -> None:
+        """The last report, which no time has made older, was sent once more."""
+        ...
+
     def lost(self, connection: "AgentConnection") -> None: ...
 
 
 class AgentConnection(asyncio.Protocol):
     """`settled` ends when the peer is accepted or gone."""
 
-    __slots__ = ("_buffer", "_desk", "_hello_seen", "_transport", "_waiting", "pod_uid", "settled")
+    __slots__ = (
+        "_buffer",
+        "_desk",
+        "_hello_seen",
+        "_said",
+        "_transport",
+        "_waiting",
+        "pod_uid",
+        "settled",
+    )
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -37,6 +50,7 @@ class AgentConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._hello_seen = False
         self._waiting: list[bytes] = []
+        self._said: bytes | None = None  # the last report's frame, if nothing in it is told by its age
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.pod_uid = ""
 
@@ -47,6 +61,11 @@ class AgentConnection(asyncio.Protocol):
     @property
     def connected(self) -> bool:
         return self._transport is not None
+
+    @property
+    def closing(self) -> bool:
+        """Closed on our side; what the peer still says counts no more."""
+        return self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -68,7 +87,7 @@ class AgentConnection(asyncio.Protocol):
         self.pod_uid = pod_uid
         self._settle()
         waiting, self._waiting = self._waiting, []
-        if self._transport is not None:
+        if self._transport is not None and not self.closing:
             self._transport.resume_reading()
         try:
             for frame in waiting:
@@ -89,7 +108,7 @@ class AgentConnection(asyncio.Protocol):
         self.write_frame(encode(message))
 
     def write_frame(self, frame: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self.closing:
             return
         if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self.abort()
@@ -106,12 +125,17 @@ class AgentConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _frame(self, frame: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self.closing:
             return
         if self._hello_seen and not self.accepted:
             self._waiting.append(frame)  # bounded: reading is paused until the hello is judged
             return
-        self._message(decode(frame))
+        if frame == self._said:
+            self._desk.again(self)
+            return
+        message = decode(frame)
+        self._message(message)
+        self._said = frame if isinstance(message, Report) and _is_timeless(message.report) else None
 
     def _message(self, message: Message) -> None:
         if isinstance(message, Hello):
@@ -131,3 +155,7 @@ class AgentConnection(asyncio.Protocol):
     def _settle(self) -> None:
         if not self.settled.done():
             self.settled.set_result(None)
+
+
+def _is_timeless(report: ReportFrame) -> bool:
+    return report.exit is None and report.progress is None

@@ -78,6 +78,7 @@ class Coordinator:
         self._inquiries = Inquiries(self._roster, self._limits.patience, clock, self._tell)
         self._connections: set[AgentConnection] = set()
         self._told_later: dict[str, asyncio.TimerHandle] = {}
+        self._framed: tuple[Order, int, bytes] | None = None  # the last order put on the wire, its term
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
         self._ssl: ssl.SSLContext | None = None
@@ -130,15 +131,17 @@ class Coordinator:
 
         True: the agent has been told, now or before. False: it is not connected (or never said hello);
         an order to a known agent is kept and sent when it comes back. Repeating an order costs nothing: it
-        goes out again only when the agent does not show it after 3 s. Raises BadFrame when it is too long.
+        goes out again only when the agent does not show it after 3 s. An order is not changed once it was given
+        here; the same object for a whole gang is encoded once. Raises BadFrame when it is too long.
         """
         record = self._roster.get(pod_uid)
         if record is None:
             return False
-        if record.order != order:
-            encode({**order, "term": self._leadership.term})  # refuse here, not at the agent's next hello
-            record.order = dict(order)
+        if record.order is not order and record.order != order:
+            self._frame(order)  # refuse here, not at the agent's next hello
+            record.order = order
             record.order_sent = float("-inf")
+            self._roster.told(record)
         if record.link is None:
             return False
         overdue = self._clock.monotonic() - record.order_sent >= self._limits.resend
@@ -182,9 +185,22 @@ class Coordinator:
         record.probe_port = report.probe_port or 0
         record.said = observe_report(connection.pod_uid, report, record.last_seen, before)
         if is_transition(before, record.said):
-            self._tell(record.job_uid)
+            # Thousands do as they were told within a second: a pass looks when the last one has, or soon.
+            others = self._roster.heard(record, before)
+            (self._tell_soon if others else self._tell)(record.job_uid)
         elif before.progress != record.said.progress:
             self._tell_soon(record.job_uid)
+
+    def again(self, connection: AgentConnection) -> None:
+        """The agent repeats, byte for byte, a report without ages in it: a sign of life and nothing else."""
+        record = self._roster.get(connection.pod_uid)
+        if record is None or record.link is not connection:
+            connection.abort()
+            return
+        was_doubted = record.silent or record.probe is not None
+        record.hear(self._clock.now(), self._clock.monotonic())
+        if was_doubted:
+            self._tell(record.job_uid)
 
     def probed(self, connection: AgentConnection, probed: Probed) -> None:
         record = self._roster.get(connection.pod_uid)
@@ -196,6 +212,7 @@ class Coordinator:
         record = self._roster.get(connection.pod_uid) if connection.accepted else None
         if record is not None and record.link is connection:
             record.link = None
+            self._roster.gone(record)
             self._tell(record.job_uid)
 
     # -- inside -------------------------------------------------------------------------------------------
@@ -211,7 +228,7 @@ class Coordinator:
             log.warning("agent of pod %s (%s) refused: %s", hello.pod, hello.job, why)
             connection.refuse(why)
             return
-        if connection in self._connections:  # else it hung up meanwhile
+        if not connection.closing:  # else it hung up, or its time was over
             self._admit(connection, hello)
 
     def _newer_term(self, hello: Hello) -> str:
@@ -235,8 +252,15 @@ class Coordinator:
 
     def _send_order(self, record: Record) -> None:
         if record.link is not None and record.order is not None:
-            record.link.write({"kind": "order", "term": self._leadership.term, **record.order})
+            record.link.write_frame(self._frame(record.order))
             record.order_sent = self._clock.monotonic()
+
+    def _frame(self, order: Order) -> bytes:
+        """The order on the wire. Raises BadFrame when it is too long."""
+        term, last = self._leadership.term, self._framed
+        if last is None or last[0] is not order or last[1] != term:
+            last = self._framed = (order, term, encode({"kind": "order", "term": term, **order}))
+        return last[2]
 
     def _tell(self, job_uid: str) -> None:
         if (timer := self._told_later.pop(job_uid, None)) is not None:

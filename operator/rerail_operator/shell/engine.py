@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 CONFLICT_DELAY = 0.2
 REST_PER_THINKING = 4.0  # one job's thinking may take a fifth of the loop, however large its gang
-MAX_REST = 0.5
+MAX_REST = 1.0
 WAITING_JOBS_DELAY = 0.5  # longer than answers may be stale: the pass sees the change
 
 

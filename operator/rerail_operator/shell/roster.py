@@ -19,12 +19,15 @@ Order = dict[str, Any]
 SAME_INSTANT = timedelta(seconds=1)
 _RUN_SEEN = frozenset(AgentState) - {AgentState.IDLE, AgentState.READY}
 _STOP_SEEN = frozenset({AgentState.STOPPING, AgentState.STOPPED, AgentState.STUCK})
+_OBEYING = frozenset({AgentState.STOPPING, AgentState.STOPPED, AgentState.READY, AgentState.RUNNING})
 
 
 class Link(Protocol):
     """The open connection of an agent."""
 
     def write(self, message: Order) -> None: ...
+
+    def write_frame(self, frame: bytes) -> None: ...
 
     def close(self) -> None: ...
 
@@ -81,6 +84,7 @@ class Roster:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._jobs: dict[str, dict[str, Record]] = {}
+        self._at_it: dict[str, set[str]] = {}  # job UID -> pods told something that they do not show yet
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._records.values())
@@ -108,9 +112,34 @@ class Roster:
         self._jobs.setdefault(job_uid, {})[agent.pod_uid] = record
         return record
 
+    def told(self, record: Record) -> None:
+        """The agent was given a new order."""
+        if record.order is not None and not is_reflected(record.order, record.said):
+            self._at_it.setdefault(record.job_uid, set()).add(record.said.pod_uid)
+
+    def heard(self, record: Record, before: Agent) -> bool:
+        """Whether what the agent now says is only what it was told to do, while others are still at it."""
+        said, at_it = record.said, self._at_it.get(record.job_uid)
+        if at_it is None or said.pod_uid not in at_it or said.state not in _OBEYING:
+            return False
+        if said.exit is not None and not said.exit.ordered and said.exit != before.exit:
+            return False
+        if record.order is None or is_reflected(record.order, said):
+            self.gone(record)
+        return record.job_uid in self._at_it
+
+    def gone(self, record: Record) -> None:
+        """Nobody waits for this agent any more."""
+        at_it = self._at_it.get(record.job_uid)
+        if at_it is not None:
+            at_it.discard(record.said.pod_uid)
+            if not at_it:
+                del self._at_it[record.job_uid]
+
     def forget(self, pod_uid: str) -> Record | None:
         record = self._records.pop(pod_uid, None)
         if record is not None:
+            self.gone(record)
             siblings = self._jobs[record.job_uid]
             del siblings[pod_uid]
             if not siblings:
