@@ -55,6 +55,6 @@ bench-trainer: ## the trainer's speed on whatever is here, where a step's time g
 	@$(PYTHON) scripts/rings.py --setup-only
 	@$(VENV_PYTHON) -m bench.trainer
 
-bench: ## gang start and restart at 200 and 1,875 nodes against the floor (Go)
+bench: ## restarts in place up to 18,750 agents; gang start and restart at 200 and 1,875 nodes against the floor (Go)
 	@$(PYTHON) scripts/rings.py --setup-only --without-torch
 	@$(VENV_PYTHON) -m bench

@@ -1,6 +1,7 @@
-"""python -m bench [gang | decide | informer | ettr]; without a word: all that the README quotes."""
+"""python -m bench [restart-in-place | gang | decide | informer | ettr]; without a word: all that the README quotes."""
 
 import argparse
+import asyncio
 import sys
 from pathlib import Path
 
@@ -50,13 +51,31 @@ def ettr(arguments: argparse.Namespace) -> None:
     tell(f"kept in {keep('ettr', command, results)}")
 
 
-BENCHES = {"gang": gang, "decide": decide, "informer": informer, "ettr": ettr}
+def restart_in_place(arguments: argparse.Namespace) -> None:
+    """A fault is reported -> every agent was told to run again."""
+    from .restart_in_place import Wish, measure
+
+    for agents in arguments.agents or (200, 1875, 18750):
+        results = asyncio.run(measure(Wish(agents, arguments.restarts), tell))
+        command = f"python -m bench restart-in-place --agents {agents} --restarts {arguments.restarts}"
+        tell(f"kept in {keep(f'restart-in-place-{agents}', command, results)}")
+
+
+BENCHES = {
+    "restart-in-place": restart_in_place,
+    "gang": gang,
+    "decide": decide,
+    "informer": informer,
+    "ettr": ettr,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("bench", nargs="?", choices=BENCHES)
     parser.add_argument("--nodes", type=int, action="append", help="size; may be given several times")
+    parser.add_argument("--agents", type=int, action="append", help="size of restart-in-place; several times")
+    parser.add_argument("--restarts", type=int, default=5, help="restarts of restart-in-place (default 5)")
     parser.add_argument("--runs", type=int, default=3, help="runs of the gang bench (default 3)")
     parser.add_argument("--profile", type=Path, help="collapsed stacks of the operator, by py-spy")
     parser.add_argument("--faults", type=int, default=1000, help="faults per life of ettr (default 1000)")
