@@ -131,8 +131,8 @@ class Coordinator:
 
         True: the agent has been told, now or before. False: it is not connected (or never said hello);
         an order to a known agent is kept and sent when it comes back. Repeating an order costs nothing: it
-        goes out again only when the agent does not show it after 3 s. An order is not changed once it was given
-        here; the same object for a whole gang is encoded once. Raises BadFrame when it is too long.
+        goes out again only when the agent does not show it after 3 s. An order given here is not changed any
+        more; one object given for a whole gang is encoded once. Raises BadFrame when it is too long.
         """
         record = self._roster.get(pod_uid)
         if record is None:
