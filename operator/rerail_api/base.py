@@ -78,6 +78,17 @@ Name = Annotated[str, Field(max_length=253)]
 Message = Annotated[str, BeforeValidator(clip(1024)), Field(max_length=1024)]
 Line = Annotated[str, BeforeValidator(clip(LINE_LENGTH)), Field(max_length=LINE_LENGTH)]
 Count = Annotated[int, Field(ge=0, le=INT53_MAX)]
-Seconds = Annotated[float, Field(ge=0)]
+
+
+def _in_milliseconds(value: float) -> float:
+    return round(value, 3)
+
+
+Seconds = Annotated[
+    float,
+    Field(ge=0),
+    PlainSerializer(_in_milliseconds, return_type=float, when_used="json"),
+]
+"""A span of time; exact in Python, to the millisecond in JSON, which people read."""
 FiniteOrNone = Annotated[float | None, BeforeValidator(_finite_or_none)]
 """A measured number; JSON knows no NaN, so one that is not finite counts as not measured."""

@@ -261,3 +261,10 @@ def a_full_status(node: str) -> TrainingJobStatus:
         ),
         progress=Progress(step=10**6, loss=1.25, tokens=10**12, time=NOON),
     )
+
+
+def test_seconds_are_written_to_the_millisecond_and_kept_exactly_in_memory() -> None:
+    ledger = Ledger(wall_seconds=27.906804000000005, lost_seconds={Stage.LOAD: 0.1 + 0.2})
+    assert ledger.wall_seconds == 27.906804000000005
+    written = ledger.to_json()
+    assert (written["wallSeconds"], written["lostSeconds"]) == (27.907, {"load": 0.3})
