@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import textwrap
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -36,7 +37,7 @@ def plain_image(tmp_path_factory: pytest.TempPathFactory) -> StoredImage:
 def opened_site(plain_image: StoredImage) -> Iterator[Site]:
     images = [*build_images().values(), plain_image]
     with ControlPlane(Options(isolated=True, node_grace_seconds=GRACE_SECONDS)) as cluster:
-        site = Site(cluster, cluster.real_nodes(2, gpus=8, images=images))
+        site = Site(cluster, cluster.real_nodes(3, gpus=8, images=images))
         site.install()
         yield site
         site.check_garbage()
@@ -129,19 +130,23 @@ def test_a_node_that_dies_is_left_and_the_training_goes_on_elsewhere(
     site: Site, undisturbed: dict[int, str]
 ) -> None:
     with site.cordoned(site.leaders_node()):
-        site.submit(training("node", nodes=1, nproc=2))
+        site.submit(training("node"))
         site.until_step("node", HURT_AT)
-    ((pod, found),) = site.pods("node").items()
+    pod, found = sorted(site.pods("node").items())[1]
     lost = found["spec"]["nodeName"]
+    killed = time.monotonic()
     site.nodes.kill_node(lost)
     try:
+        site.until("the loss is known", lambda: site.status("node").get("incidents"), GRACE_SECONDS)
+        known = time.monotonic() - killed
+        print(f"a dead node is known after {known:.1f} s, killing it included")
         seen = completed(site, "node", restarts=1, charged=0)
         (incident,) = seen["incidents"]
-        # Whichever is seen first: the agent's silence, or that the node renews its lease no more. Both are free.
-        assert incident["class"] in ("NodeLoss", "Network")
-        assert incident["node"] == lost
-        (moved,) = [one for name, one in site.pods("node").items() if name != pod]
-        assert moved["spec"]["nodeName"] != lost
+        # Its peer knows long before the API server, which waits for the node's lease.
+        assert (incident["class"], incident["node"], incident["nodeRank"]) == ("NodeLoss", lost, 1)
+        assert "1 peer cannot reach it" in incident["message"]
+        (moved,) = [one for name, one in site.pods("node").items() if name != sorted(site.pods("node"))[0]]
+        assert moved["spec"]["nodeName"] != lost and pod not in site.pods("node")
         assert site.losses("node") == undisturbed
     finally:
         site.nodes.restart_node(lost)
