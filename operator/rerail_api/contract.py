@@ -27,6 +27,7 @@ Agent -> coordinator::
       "ranks_alive": 2,
       "progress": {...} | null,     newest progress line of this round (see below)
       "progress_age": 0.4,          seconds since that line was read
+      "busy": {"3": [12, 0.042]},   of ranks that tell it: windows so far, own seconds per step in the newest
       "probe_port": 40123,          port on which the agent takes connects of its peers and hangs up
       "checkpoint_seconds": 118     what its ranks were told last (0: nothing); missing: it takes no advice
     }
@@ -253,3 +254,22 @@ def clean_progress(line: Any) -> "dict[str, Any] | None":
             continue
         clean[field] = value
     return clean if "step" in clean or "phase" in clean else None
+
+
+def clean_busy(line: Any) -> "tuple[int, float] | None":
+    """A rank and its own seconds per step, from a line of the progress file; None when it tells none.
+
+    Any rank may append ``{"rank": 3, "busy_seconds": 0.42, "busy_steps": 10}``: the seconds that it computed
+    by itself, waiting for nobody, in its last steps. Ten steps and two seconds make a good window.
+    """
+    if not isinstance(line, dict):
+        return None
+    rank, seconds, steps = _count(line.get("rank")), line.get("busy_seconds"), _count(line.get("busy_steps"))
+    if rank is None or not steps or isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return None
+    return (rank, seconds / steps) if 0 <= seconds < 1e9 else None
+
+
+def _count(value: Any) -> "int | None":
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < 2**31 else None

@@ -34,6 +34,7 @@ from rerail_api.ledger import StageSeconds as StageSeconds
 
 MAX_INCIDENTS: Final = 16
 MAX_EXCLUDED_NODES: Final = 64
+MAX_STRAGGLERS: Final = 16
 
 
 class Phase(StrEnum):
@@ -212,6 +213,18 @@ class ExcludedNode(ApiModel):
     until: Time | None = Field(default=None, description="Until when; none: for good.")
 
 
+class Straggler(ApiModel):
+    """A rank that computes slower than the others, which wait for it at every step."""
+
+    rank: Count = Field(description="The rank.")
+    node_rank: Count = Field(description="Its node rank.")
+    node: Name | None = Field(default=None, description="Its node.")
+    ratio: float = Field(
+        ge=0, description="Seconds per step that it computes by itself, over the gang's median."
+    )
+    since: Time | None = Field(default=None, description="Since when it is named.")
+
+
 class TrainingJobStatus(ApiModel):
     """What Rerail reports. `{}` is a job that nobody has looked at yet."""
 
@@ -269,6 +282,16 @@ class TrainingJobStatus(ApiModel):
         json_schema_extra={
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["name"],
+        },
+    )
+    stragglers: tuple[Straggler, ...] = Field(
+        default=(),
+        max_length=MAX_STRAGGLERS,
+        description="Ranks of this round that compute slower than 1.1 times the gang's median, "
+        "as far as the program tells.",
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["rank"],
         },
     )
     ledger: Ledger = Field(default=Ledger(), description="The job's wall clock, split.")

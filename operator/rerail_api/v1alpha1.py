@@ -39,6 +39,7 @@ from rerail_api.status import (
     RestartCounts,
     SamePoint,
     Stage,
+    Straggler,
     TrainingJobStatus,
 )
 from rerail_api.template import (
@@ -84,6 +85,7 @@ __all__ = [
     "RuleAction",
     "SamePoint",
     "Stage",
+    "Straggler",
     "TrainingJob",
     "TrainingJobSpec",
     "TrainingJobStatus",

@@ -133,3 +133,42 @@ async def test_progress_is_streamed_and_phases_at_once(coordinator: Coordinator,
     assert report["progress"] == {"phase": "train", "step": 3} and report["progress_age"] < 5
     coordinator.join(2)
     assert (await coordinator.state("Ready", 2))["progress"] is None
+
+
+def test_every_rank_of_the_node_may_tell_how_busy_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    progress = ProgressFile(path)
+    append(
+        path,
+        '{"step": 7}',
+        '{"rank": 2, "busy_seconds": 0.5, "busy_steps": 10}',
+        '{"rank": 3, "busy_seconds": 1, "busy_steps": 10}',
+        '{"rank": 3, "busy_seconds": 0.8, "busy_steps": 10}',
+        '{"rank": 4, "busy_seconds": 0.5, "busy_steps": 10}',
+        '{"rank": 2, "busy_seconds": NaN, "busy_steps": 10}',
+        '{"rank": 2, "busy_seconds": -1, "busy_steps": 10}',
+        '{"rank": 2, "busy_seconds": 1, "busy_steps": 0}',
+        '{"rank": true, "busy_seconds": 1, "busy_steps": 1}',
+        '{"rank": 2, "busy_seconds": 1e300, "busy_steps": 1}',
+    )
+    progress.poll(1.0)
+    assert progress.busy(range(2, 4)) == {2: (1, 0.05), 3: (2, 0.08)}
+    assert progress.newest == {"step": 7}, "how busy a rank is, is no progress"
+
+
+async def test_what_ranks_tell_of_their_share_is_reported(
+    coordinator: Coordinator, agent: AgentProcess
+) -> None:
+    script = (
+        'echo "{\\"rank\\": $RANK, \\"busy_seconds\\": 0.$RANK, \\"busy_steps\\": 10}" >> $RERAIL_PROGRESS; '
+        'echo "{\\"rank\\": 0, \\"busy_seconds\\": 9, \\"busy_steps\\": 1}" >> $RERAIL_PROGRESS; exec sleep 1000'
+    )
+    agent.with_timing(heartbeat=0.2).start(coordinator.address, "sh", "-c", script)
+    await coordinator.hello()
+    coordinator.join(1)
+    await coordinator.state("Ready", 1)
+    coordinator.run(1, node_rank=1, num_nodes=2, nproc=2)
+    report = await coordinator.until(lambda r: len(r["busy"]) == 2)
+    assert report["busy"] == {"2": [1, 0.02], "3": [1, 0.03]}, "another node's rank is not ours to tell of"
+    coordinator.join(2)
+    assert (await coordinator.state("Ready", 2))["busy"] == {}

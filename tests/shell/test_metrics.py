@@ -21,6 +21,7 @@ RUNNING = {
     "restarts": {"total": 1, "charged": 1, "sinceProgress": 0},
     "progress": {"step": 1200, "time": "2026-01-01T00:10:00Z"},
     "checkpointIntervalSeconds": 84,
+    "stragglers": [{"rank": 3, "nodeRank": 1, "node": "n1", "ratio": 1.3}],
     "lastCheckpoint": {"step": 1150, "time": "2026-01-01T00:09:00Z"},
     "ledger": {
         "wallSeconds": 600,
@@ -84,6 +85,7 @@ def test_a_running_job_has_the_figures_of_its_status(ground: Ground) -> None:
         ("rerail_job_spares_ready", "job", "team"): 2.0,
         ("rerail_job_last_progress_timestamp_seconds", "job", "team"): 1767226200.0,
         ("rerail_job_last_checkpoint_timestamp_seconds", "job", "team"): 1767226140.0,
+        ("rerail_job_stragglers", "job", "team"): 1.0,
         ("rerail_job_ettr_ratio", "job", "team"): 0.9,
         ("rerail_job_predicted_ettr_ratio", "job", "team"): 0.95,
         ("rerail_job_model_checkpoint_interval_seconds", "job", "team"): 84.0,

@@ -174,7 +174,12 @@ class Gang:
         return "".join(path.read_text() for path in sorted(self.folder.glob("output-*")))
 
     def progress(self) -> list[dict[str, Any]]:
-        return _lines(self.folder / "progress")
+        """The lines of rank 0."""
+        return [line for line in _lines(self.folder / "progress") if "phase" in line]
+
+    def busy(self) -> list[dict[str, Any]]:
+        """What each rank has told of its own share of the steps."""
+        return [line for line in _lines(self.folder / "progress") if "busy_steps" in line]
 
     def losses(self) -> dict[int, float]:
         """Loss of every step that these ranks made, exactly as computed."""

@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor
 
-from rerail_trainer import loop, watchdog
+from rerail_trainer import busy, loop, watchdog
 from rerail_trainer.checkpoint.state import TrainingState, named_tensors
 from rerail_trainer.data import feed
 from rerail_trainer.parallel import layouts
@@ -17,6 +17,7 @@ from rerail_trainer.parallel.shards import local_shard
 
 POISONED_STEP, POISONED_RANK = 3, 1
 STUCK_STEP = 6
+SLOW_SECONDS = 0.1
 
 
 def poison_one_rank() -> None:
@@ -70,6 +71,19 @@ def hold_the_interpreter() -> None:
             ctypes.PyDLL(None).pause()
 
     watchdog.Watchdog.step = step  # type: ignore[method-assign]
+
+
+def compute_slowly_on_rank_1() -> None:
+    """Each step of rank 1 takes SLOW_SECONDS longer; windows are short, so that a test sees several."""
+    real = feed.Feed.take
+    busy.WINDOW_SECONDS = 0.2
+
+    def take(self: feed.Feed, step: int) -> list[feed.MicroBatch]:
+        if os.environ["RANK"] == "1":
+            time.sleep(SLOW_SECONDS)
+        return real(self, step)
+
+    feed.Feed.take = take  # type: ignore[method-assign]
 
 
 def _values(run: loop.Run) -> dict[str, Tensor]:

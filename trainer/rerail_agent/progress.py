@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rerail_api.contract import PROGRESS_FILE_BYTES, clean_progress
+from rerail_api.contract import PROGRESS_FILE_BYTES, clean_busy, clean_progress
 
 LINE_BYTES = 4096
 READ_BYTES = 256 * 1024
+MOST_RANKS = 256
 _LARGEST = 2**63 - 1
 _TEXT_CHARACTERS = 32
 
@@ -24,12 +25,17 @@ class ProgressFile:
         self._offset = 0
         self._seen: tuple[int, int, int] | None = None
         self._values: dict[str, Any] = {}
+        self._busy: dict[int, tuple[int, float]] = {}
         self.read_at: float | None = None
         """When the newest line was read, on the caller's clock."""
 
     @property
     def newest(self) -> dict[str, Any] | None:
         return dict(self._values) if self._values else None
+
+    def busy(self, ranks: range) -> dict[int, tuple[int, float]]:
+        """Of these ranks that tell it: how many windows so far, and own seconds per step in the newest."""
+        return {rank: window for rank, window in self._busy.items() if rank in ranks}
 
     @property
     def contract(self) -> bool:
@@ -79,9 +85,11 @@ class ProgressFile:
         if not line.strip() or len(line) > LINE_BYTES:
             return
         try:
-            clean = clean_progress(json.loads(line))
+            told = json.loads(line)
         except (ValueError, RecursionError):
             return
+        self._note_busy(told)
+        clean = clean_progress(told)
         if clean is None:
             return
         contract = self._values.get("contract")
@@ -92,6 +100,11 @@ class ProgressFile:
         if contract == 1:
             self._values["contract"] = 1
         self.read_at = now
+
+    def _note_busy(self, told: Any) -> None:
+        window = clean_busy(told)
+        if window is not None and (window[0] in self._busy or len(self._busy) < MOST_RANKS):
+            self._busy[window[0]] = (self._busy.get(window[0], (0, 0.0))[0] + 1, round(window[1], 6))
 
 
 def _bounded(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rerail_agent.settings import Timing
 
-_AGES = ("progress", "progress_age")
+_AGES = ("progress", "progress_age", "busy")
 
 
 class Publisher:

@@ -169,8 +169,17 @@ class Worker:
             "ranks_alive": len(self.ranks.alive),
             "progress": progress.newest if progress is not None else None,
             "progress_age": age,
+            "busy": self._busy(),
             "checkpoint_seconds": self._advised,
         }
+
+    def _busy(self) -> dict[str, list[float]]:
+        """How much each of this node's ranks computes by itself, as far as they tell."""
+        if self.progress is None or self.release is None:
+            return {}
+        first = self.release.node_rank * self.release.nproc
+        told = self.progress.busy(range(first, first + self.release.nproc))
+        return {str(rank): list(window) for rank, window in told.items()}
 
     # ------------------------------------------------------------------ orders
 

@@ -61,7 +61,8 @@ def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
     rank, job = rank_identity(os.environ), job_identity(os.environ)
     stop = StopRequest(config.checkpoint.grace_seconds)
     stop.listen()
-    progress = ProgressLog(os.environ.get(Env.PROGRESS, "") if rank.rank == 0 else "")
+    lines = ProgressLog(os.environ.get(Env.PROGRESS, ""))
+    progress = lines if rank.rank == 0 else ProgressLog("")
     # Before torch is imported, which takes seconds: whoever watches sees that this rank lives. No step yet:
     # where it goes on from, the checkpoint will tell.
     progress.write(ProgressPhase.INIT, total_steps=config.train.steps)
@@ -71,7 +72,7 @@ def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
         keep_compiled(config, rank.local_world_size, os.environ)
         from .startup import Circumstances, run
 
-        circumstances = Circumstances(rank, job, progress, stop, watchdog, Advice(os.environ))
+        circumstances = Circumstances(rank, job, progress, lines, stop, watchdog, Advice(os.environ))
         return run(config, circumstances, observer)
     finally:
         watchdog.close()

@@ -11,6 +11,7 @@ from torch import Tensor
 from rerail_api.contract import ExitCode, ProgressPhase
 
 from .advice import Advice
+from .busy import Busy
 from .checkpoint.series import Series
 from .config import Config
 from .control import Agreement
@@ -44,6 +45,7 @@ class Run:
     watchdog: Watchdog
     evaluation: Evaluation | None
     advice: Advice
+    busy: Busy | None = None
 
 
 def train(run: Run, start: int) -> ExitCode:
@@ -83,6 +85,8 @@ def update(run: Run, step: int) -> Tensor:
 
     With a loss or norm that is not finite nothing changes, on any rank: the check stays on the device.
     """
+    if run.busy is not None:
+        run.busy.begin()
     micro_batches = run.feed.take(step)
     tokens = counted_targets(run, micro_batches)
     losses = backward(run, micro_batches, tokens)
@@ -119,9 +123,12 @@ def backward(run: Run, micro_batches: list[MicroBatch], tokens: Tensor | int) ->
     """
     losses = torch.zeros((), device=run.meeting.device)
     for index, micro_batch in enumerate(micro_batches):
-        with run.layout.backward(last=index == len(micro_batches) - 1):
+        last = index == len(micro_batches) - 1
+        with run.layout.backward(last):
             loss = run.layout.loss(*micro_batch)
             (loss * (1.0 / tokens)).backward()  # type: ignore[no-untyped-call]
+            if last and run.busy is not None:
+                run.busy.end()  # leaving waits for the gradients of others
         losses += loss.detach()
     return losses
 

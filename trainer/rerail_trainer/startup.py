@@ -5,12 +5,14 @@ The order here is the order of the start.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from rerail_api.contract import ExitCode, ProgressPhase
 
 from .advice import Advice
+from .busy import Busy, clock_for
 from .checkpoint.save import Observer, Training
 from .checkpoint.series import Series, Start, open_series
 from .checkpoint.state import TrainingState, seed_random_state
@@ -46,6 +48,9 @@ class Circumstances:
     rank: RankIdentity
     job: JobIdentity
     progress: ProgressLog
+    """Of rank 0; the others' says nothing."""
+    lines: ProgressLog
+    """Of this rank."""
     stop: StopRequest
     watchdog: Watchdog
     advice: Advice
@@ -94,6 +99,7 @@ def _run(
         ready = Run(
             config, meeting, layout, optimizer, feed, series, reports, stop, watchdog, evaluation, advice
         )
+        ready.busy = _busy(meeting, circumstances.lines)
         start = _prepare(ready, source, observer)
         _leave_tokenizer(ready, source)
         circumstances.stop.training_begins()
@@ -105,6 +111,13 @@ def _run(
             series.close(code)
     part()
     return code
+
+
+def _busy(meeting: Meeting, lines: ProgressLog) -> Busy | None:
+    """None for a rank alone, which nobody waits for, and where nobody is told."""
+    if not lines.wanted or meeting.world_size == 1:
+        return None
+    return Busy(partial(lines.busy, meeting.identity.rank), clock_for(meeting.device))
 
 
 def _series(config: Config, meeting: Meeting, job: JobIdentity, reports: Reports) -> Series | None:

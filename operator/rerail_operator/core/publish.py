@@ -35,6 +35,7 @@ from .progress import highest_step, newest, progress_changes
 from .reasons import Reason
 from .restarts import has_moved
 from .spares import ready_spares
+from .stragglers import name_stragglers
 from .template_facts import accelerators_of
 from .world import Progress, World
 
@@ -86,6 +87,7 @@ def _status(
     if "restarts" not in outcome.changes and has_moved(job.status, told.step if told is not None else None):
         base = base.model_copy(update={"restarts": base.restarts.model_copy(update={"since_progress": 0})})
     ledger = _summed_up(ledger, job, base, incidents)
+    naming = name_stragglers(world, job, taken, outcome.phase, now)
     changes = {
         "phase": outcome.phase,
         "reason": outcome.reason.value,
@@ -94,11 +96,12 @@ def _status(
         "nodes": _counts(job, taken, base.round, outcome.phase, len(ready_spares(world, job, now))),
         "incidents": incidents,
         "ledger": ledger,
+        "stragglers": naming.stragglers,
         "checkpoint_interval_seconds": interval_to_tell(
             job.spec.checkpoint, job.status.checkpoint_interval_seconds, ledger.forecast
         ),
     }
-    return base.model_copy(update=changes), notes
+    return base.model_copy(update=changes), (*notes, *naming.notes)
 
 
 def _with_told(
@@ -246,6 +249,7 @@ def hard(status: TrainingJobStatus) -> TrainingJobStatus:
     blank: dict[str, object] = {name: getattr(empty, name) for name in SOFT_FIELDS}
     bare: dict[str, object] = {"stage_seconds": {}, "gpu_seconds_lost": None}
     blank["incidents"] = tuple(i.model_copy(update=bare) for i in status.incidents)
+    blank["stragglers"] = tuple(s.model_copy(update={"ratio": 0.0}) for s in status.stragglers)
     blank["message"] = ""
     blank["conditions"] = tuple(c.model_copy(update={"message": ""}) for c in status.conditions)
     return status.model_copy(update=blank)

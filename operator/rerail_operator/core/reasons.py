@@ -43,6 +43,8 @@ class Reason(StrEnum):
     SPARE_GIVEN_UP = "SpareGivenUp"
     SPEC_CHANGED = "SpecChanged"
     RESOLVED = "Resolved"
+    STRAGGLER_SEEN = "StragglerSeen"
+    STRAGGLER_GONE = "StragglerGone"
     # suspended
     SUSPENDED = "Suspended"
     SUSPENDING = "Suspending"
@@ -94,6 +96,8 @@ SENTENCES: dict[Reason, str] = {
     Reason.SPARE_GIVEN_UP: "A spare makes room for a job that would wait without it.",
     Reason.SPEC_CHANGED: "The spec was changed while suspended; the job starts again from the new one.",
     Reason.RESOLVED: "The job is past the point at which it was interrupted.",
+    Reason.STRAGGLER_SEEN: "Ranks compute slower than the others, which wait for them at every step.",
+    Reason.STRAGGLER_GONE: "Ranks that were named as slow keep up with the others again.",
     Reason.SUSPENDED: "The job is suspended and holds no nodes.",
     Reason.SUSPENDING: "The job is asked to save and stop.",
     Reason.NOT_SUSPENDED: "The job is not suspended.",

@@ -117,6 +117,15 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class SlowRank:
+    """A rank that computed slower than the gang's median in some of the last windows."""
+
+    rank: int
+    ratio: float  # to the gang's median: the middle one of its windows
+    lasting: bool  # in all of them
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
     """The coordinator's picture of one agent. Gone from the world once its pod is gone."""
 
@@ -233,6 +242,7 @@ class World:
     leading_since: datetime | None = None  # agents get time to come back after a hand-over
     claim: Placement | None = None  # what this job's last plan claimed, not all of it seen yet
     memory: Mapping[str, datetime] = field(default_factory=dict)  # what the last plan asked to remember
+    slow: tuple[SlowRank, ...] | None = None  # None: ranks do not tell, or not long enough
     accelerators: tuple[str, ...] = ()  # resource names that count as accelerators
     called_in: frozenset[str] = frozenset()  # spares (pod UIDs) whose room another job needs
     room_for_spares: bool = True  # whether no job waits that the nodes left over could serve

@@ -126,6 +126,10 @@ class Coordinator:
         """By pod UID. Agents that fell silent or lost their connection stay, with connected=False."""
         return self._roster.agents(job_uid)
 
+    def busy(self, job_uid: str, round_: int) -> Mapping[int, tuple[float, ...]]:
+        """By rank, as far as ranks tell: own seconds per step in the last windows, oldest first."""
+        return self._roster.busy(job_uid, round_)
+
     def send(self, pod_uid: str, order: Order) -> bool:
         """Make this the agent's order: {"do": ..., "round": ...}; the term is filled in here.
 
@@ -183,6 +187,7 @@ class Coordinator:
         before = record.agent()
         record.hear(self._clock.now(), self._clock.monotonic())
         record.probe_port = report.probe_port or 0
+        record.note_busy(report.busy, fresh=report.round != before.round)
         record.said = observe_report(connection.pod_uid, report, record.last_seen, before)
         if is_transition(before, record.said):
             # Thousands do as they were told within a second: a pass looks when the last one has, or soon.

@@ -55,6 +55,7 @@ class ReportFrame(msgspec.Struct, frozen=True):
     progress: dict[str, Any] | None = None
     progress_age: Age | None = None
     probe_port: int | None = None
+    busy: dict[str, tuple[int, float]] = {}
     checkpoint_seconds: NotNegative | None = None
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from rerail_api.status import TrainingJobStatus
-from rerail_operator.core.world import Placement, Rejection
+from rerail_operator.core.world import Placement, Rejection, SlowRank
 
 MAX_REJECTIONS = 8
 
@@ -32,6 +32,8 @@ class JobMemory:
     gang_deletion: tuple[float, int | None] | None = (
         None  # the last one: monotonic, grace; None once a pod came
     )
+    slow: tuple[SlowRank, ...] | None = None
+    slow_at: float = float("-inf")  # monotonic: when the ranks were last compared
     passed: bool = False  # a pass has been made since leadership began
 
     def reject(self, rejection: Rejection) -> None:

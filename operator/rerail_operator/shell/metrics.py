@@ -174,6 +174,11 @@ _FIGURES: tuple[tuple[str, str, Callable[[TrainingJobStatus], float | None]], ..
         "When the newest checkpoint was committed.",
         lambda s: _timestamp(s.last_checkpoint.time) if s.last_checkpoint else None,
     ),
+    (
+        "rerail_job_stragglers",
+        "Ranks named as slower than the others, at most 16.",
+        lambda s: len(s.stragglers),
+    ),
     ("rerail_job_ettr_ratio", "Effective training time ratio, measured.", lambda s: s.ledger.ettr),
     (
         "rerail_job_predicted_ettr_ratio",

@@ -13,7 +13,8 @@ from rerail_operator.core.overlay import overlaid
 from rerail_operator.core.plan import Note, Plan
 from rerail_operator.core.publish import PASSING_INTERVAL, is_passing, write_due
 from rerail_operator.core.queueing import shape_hash
-from rerail_operator.core.world import World
+from rerail_operator.core.stragglers import ranks_per_node, slow_ranks
+from rerail_operator.core.world import SlowRank, World
 
 from .apply import Applier, Target
 from .clock import Clock
@@ -27,6 +28,7 @@ from .keys import JobKey
 log = logging.getLogger(__name__)
 
 SOON = timedelta(seconds=0.2)
+COMPARE_SECONDS = 4.0
 
 
 class FieldDropped(Exception):
@@ -168,6 +170,7 @@ class Reconciler:
             leading_since=self._leading_since,
             claim=memory.claim,
             memory=memory.notes,
+            slow=self._slow(job, memory),
             accelerators=self._accelerators,
         )
         if job.spec.spares and job.status.is_true(ConditionType.ADMITTED):
@@ -176,6 +179,16 @@ class Reconciler:
         # While its old pods hold their nodes the answer would be a no, and outlive the reason for it.
         asks = in_line and not may_still_run(world)
         return replace(world, offer=self._senses.desk.offer(uid)) if asks else world
+
+    def _slow(self, job: TrainingJob, memory: JobMemory) -> tuple[SlowRank, ...] | None:
+        """The slow ranks, compared now and then only: that takes longer than all else in a large gang."""
+        now, status = self._senses.clock.monotonic(), job.status
+        if now - memory.slow_at >= COMPARE_SECONDS:
+            memory.slow_at = now
+            told = self._senses.coordinator.busy(job.metadata.uid, status.round)
+            ranks = job.spec.num_nodes * ranks_per_node(job, self._accelerators)
+            memory.slow = slow_ranks(told, ranks) if told else None
+        return memory.slow
 
     def _remember(self, uid: str, memory: JobMemory, plan: Plan) -> None:
         memory.notes = plan.memory

@@ -4,11 +4,12 @@ Rebuilt from the agents' hellos after a restart; nothing in it is needed to be r
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from rerail_api.contract import LOG_BYTES, LOG_LINES, AgentState, ProbeOutcome, clean_progress
+from rerail_operator.core.stragglers import WINDOWS
 from rerail_operator.core.world import Agent, Exit, Probe, Progress, Release
 
 from .frames import ExitFrame, ReleaseFrame, ReportFrame
@@ -17,6 +18,7 @@ Order = dict[str, Any]
 
 # An agent repeats a progress line with a growing age, and arrival jitters: this near it is the same line.
 SAME_INSTANT = timedelta(seconds=1)
+MOST_RANKS = 256
 _RUN_SEEN = frozenset(AgentState) - {AgentState.IDLE, AgentState.READY}
 _STOP_SEEN = frozenset({AgentState.STOPPING, AgentState.STOPPED, AgentState.STUCK})
 _OBEYING = frozenset({AgentState.STOPPING, AgentState.STOPPED, AgentState.READY, AgentState.RUNNING})
@@ -58,6 +60,7 @@ class Record:
     silent: bool = False
     probe_port: int = 0
     can_probe: bool = False
+    busy: dict[int, tuple[int, tuple[float, ...]]] = field(default_factory=dict)
     inquiry: Inquiry | None = None
     probe: Probe | None = None
     order: Order | None = None
@@ -73,6 +76,16 @@ class Record:
         if not same or said.connected != self.connected:
             self.said = replace(said, connected=self.connected, last_seen=self.last_seen, probe=self.probe)
         return self.said
+
+    def note_busy(self, told: Mapping[str, tuple[int, float]], fresh: bool) -> None:
+        """Own seconds per step in windows of the ranks of this node; `fresh`: another round's than before."""
+        if fresh:
+            self.busy = {}
+        for name, (number, seconds) in told.items():
+            rank = int(name) if name.isdecimal() else -1
+            seen, windows = self.busy.get(rank, (0, ()))
+            if rank >= 0 and number != seen and len(self.busy) < MOST_RANKS:
+                self.busy[rank] = (number, (*windows[1 - WINDOWS :], seconds))
 
     def hear(self, now: datetime, monotonic: float) -> None:
         """A message came: whatever was suspected is over."""
@@ -102,6 +115,15 @@ class Roster:
     def jobs(self) -> Iterator[Collection[Record]]:
         """The records of each job."""
         return (siblings.values() for siblings in self._jobs.values())
+
+    def busy(self, job_uid: str, round_: int) -> dict[int, tuple[float, ...]]:
+        """Own seconds per step of the job's ranks in that round, oldest window first, as far as they tell."""
+        return {
+            rank: windows
+            for record in self._jobs.get(job_uid, {}).values()
+            if record.connected and record.said.round == round_
+            for rank, (_, windows) in record.busy.items()
+        }
 
     def put(self, job_uid: str, agent: Agent, link: Link, monotonic: float) -> Record:
         """A hello: the newest connection of a pod is the pod's; what it was told before is kept."""

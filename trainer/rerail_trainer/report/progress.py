@@ -24,11 +24,23 @@ class ProgressLog:
         self._descriptor = -1
         self._warned = False
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody reads."""
+        return self._path != ""
+
     def write(self, phase: ProgressPhase, **values: Any) -> None:
-        if not self._path:
-            return
         line: dict[str, Any] = {"contract": CONTRACT, "phase": phase.value, "time": time.time()}
         line.update({key: finite(value) for key, value in values.items()})
+        self._append(line)
+
+    def busy(self, rank: int, seconds: float, steps: int) -> None:
+        """What this rank computed by itself in its last steps: the one line that every rank writes."""
+        self._append({"rank": rank, "busy_seconds": round(seconds, 6), "busy_steps": steps})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if not self._path:
+            return
         try:
             if self._descriptor < 0:
                 # O_APPEND, because the agent cuts the file to size: the next line then lands at the new end.

@@ -47,7 +47,7 @@ def screen_for(console: Console, view: View) -> Screen:
 
 
 class LineScreen:
-    """For logs and pipes: a line per phase, reason, incident, and per some seconds of steps."""
+    """For logs and pipes: a line per phase, reason, incident, slow rank, and per some seconds of steps."""
 
     def __init__(self, console: Console, view: View) -> None:
         self._console = console
@@ -136,20 +136,34 @@ class LiveScreen:
 
 
 class Changes:
-    """Tells each change of phase, reason or round once."""
+    """Tells each change of phase, reason or round once, and who became slow or is so no more."""
 
     def __init__(self, view: View) -> None:
         self._view = view
         self._told: tuple[str, ...] = ()
+        self._slow: frozenset[int] = frozenset()
 
     def lines(self) -> list[str]:
-        """What has changed since the last call, as at most one line."""
+        """What has changed since the last call."""
+        return [*self._state(), *self._stragglers()]
+
+    def _state(self) -> list[str]:
         status = self._view.job.status
         state = (str(status.phase or ""), status.reason, str(status.round))
         if state == self._told or not status.phase:
             return []
         self._told = state
         return [f"{status.phase}: {status.reason}, round {status.round}. {status.message}".rstrip(". ")]
+
+    def _stragglers(self) -> list[str]:
+        slow = {one.rank: one for one in self._view.job.status.stragglers}
+        before, self._slow = self._slow, frozenset(slow)
+        came = [
+            f"  rank {one.rank} on {one.node} is slow: {one.ratio:.2f} times the gang's median"
+            for one in slow.values()
+            if one.rank not in before
+        ]
+        return came + [f"  rank {rank} is slow no more" for rank in sorted(before - self._slow)]
 
 
 def figures(view: View) -> list[str]:
