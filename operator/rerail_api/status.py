@@ -160,6 +160,11 @@ class Incident(ApiModel):
     node_rank: Count | None = Field(default=None, description="Its node rank.")
     pod: Name | None = Field(default=None, description="Its pod.")
     node: Name | None = Field(default=None, description="Its node.")
+    nodes_lost: Count | None = Field(
+        default=None,
+        description="Nodes of one topology domain that were lost with its own within ten seconds, its own "
+        "included; none below three.",
+    )
     exit_code: int | None = Field(
         default=None, ge=-INT32_MAX, le=INT32_MAX, description="Its exit code, if it exited."
     )

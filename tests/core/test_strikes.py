@@ -161,6 +161,11 @@ def test_two_nodes_of_a_rack_are_no_domain() -> None:
     assert {v.weight for v in verdicts(fallen(2), FORTY, NOW).values()} == {Fraction(1)}
 
 
+def test_an_incident_that_took_a_whole_rack_holds_its_share_against_the_node_it_names() -> None:
+    book = {"n1": Record(tuple(strike(hours, among=8) for hours in (3, 2, 1)))}
+    assert verdicts(book, FORTY, NOW)["n1"].weight == Fraction(3, 8)
+
+
 def test_nodes_of_a_rack_that_fall_one_by_one_are_struck_each() -> None:
     assert {v.weight for v in verdicts(fallen(5, apart=30), FORTY, NOW).values()} == {Fraction(1)}
 

@@ -92,6 +92,13 @@ def test_what_happens_to_a_node_long_after_an_incident_says_nothing_of_it() -> N
     assert due(job, FORTY, NOW) == due(job, nodes_of(a_node("n1", ready=False)), NOW)
 
 
+def test_a_strike_is_shared_by_the_nodes_that_the_incident_took() -> None:
+    rack = incident(1).model_copy(update={"nodes_lost": 8})
+    ((_, found),) = told(rack).strikes
+    assert found.among == 8
+    assert due(interrupted(incident(1)), FORTY, NOW) != due(interrupted(rack), FORTY, NOW)
+
+
 def test_an_incident_that_names_no_node_strikes_none() -> None:
     assert told(incident(1, node=None)).strikes == ()
 

@@ -127,6 +127,19 @@ async def test_a_new_leader_avoids_the_node_before_it_has_looked_at_any_job_and_
         assert await it.stored() == before
 
 
+async def test_describe_node_shows_it_once_over_all_leaders() -> None:
+    async with ground() as it:
+        for _ in range(2):
+            it.fleet.mark_struck({})
+            await passes(it.keeper(), lost(3))
+        (event,) = (await it.cluster.list(Kind.EVENT)).items
+        assert (event["involvedObject"]["kind"], event["involvedObject"]["name"]) == ("Node", "n1")
+        assert event["message"] == (
+            "avoided by all jobs until 2026-01-08 00:01 UTC: 3 strikes in 7 days;"
+            " `rerail nodes --clear n1` lets it in again"
+        )
+
+
 async def test_a_leader_that_died_before_it_wrote_has_lost_nothing() -> None:
     async with ground() as it:
         dead = it.keeper()
@@ -242,7 +255,9 @@ async def test_a_line_that_cannot_be_read_is_named_and_the_others_count(
 def strikes(count: int, at: datetime, wide: int = 1) -> Record:
     return Record(
         tuple(
-            Strike(at, IncidentClass.NODE_LOSS, "n" * 63, "j" * 63, f"{i:036}", i, ("z" * 63,) * wide)
+            Strike(
+                at, IncidentClass.NODE_LOSS, "n" * 63, "j" * 63, f"{i:036}", i, ("z" * 63,) * wide, among=wide
+            )
             for i in range(count)
         )
     )

@@ -9,6 +9,7 @@ from . import queueing
 from .condemned import with_condemned
 from .ending import after_the_end, completed, failed, tear_down
 from .evidence import find_faults, finished_with_zero
+from .fallen import with_fallen
 from .gang import Seat, all_bound, seats
 from .gathering import gather
 from .outcome import Outcome
@@ -31,7 +32,8 @@ def decide(world: World, now: datetime) -> Plan:
     if job.status.finished:
         return after_the_end(world, job, now)
     taken = with_condemned(world, job, seats(world, job.spec.num_nodes), now)
-    outcome = tend(world, job, taken, _step(world, job, taken, now), now)
+    outcome = with_fallen(world, job, _step(world, job, taken, now))
+    outcome = tend(world, job, taken, outcome, now)
     return publish(world, job, taken, outcome, now)
 
 

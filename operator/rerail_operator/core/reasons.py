@@ -36,6 +36,7 @@ class Reason(StrEnum):
     FAULT_SEEN = "FaultSeen"
     # repairing
     RESTARTING = "Restarting"
+    DOMAIN_LOST = "DomainLost"
     RELEASES_DIFFER = "ReleasesDiffer"
     NAME_TAKEN = "NameTaken"
     GAVE_BACK = "GaveBack"
@@ -89,6 +90,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.NODES_STARTING: "The barrier is released; not every node runs its ranks yet.",
     Reason.FAULT_SEEN: "Something failed; evidence is collected before the cause is named.",
     Reason.RESTARTING: "The gang restarts from its last checkpoint; the incident says why.",
+    Reason.DOMAIN_LOST: "Three or more nodes of one rack, block or zone were lost at once: one incident.",
     Reason.RELEASES_DIFFER: "Two nodes hold different releases of one round; a new round is opened.",
     Reason.NAME_TAKEN: "A pod of the planned name exists already; a new round gives new names.",
     Reason.GAVE_BACK: "The gang could not be completed in time and gave its nodes back.",

@@ -88,14 +88,19 @@ def tend(world: World, job: TrainingJob, taken: tuple[Seat, ...], outcome: Outco
 
 
 def _fit(world: World, job: TrainingJob, now: datetime) -> tuple[Pod, ...]:
-    """Living spares on nodes that are well and not avoided, by slot."""
+    """Living spares on nodes that are well and not avoided by this job, by slot; on struck nodes last."""
     away = avoided(job, now)
     return tuple(
         sorted(
             (p for p in world.pods if p.spare and p.alive and _well_placed(world, p, away)),
-            key=lambda pod: (pod.slot, pod.name),
+            key=lambda pod: (_is_struck(world, pod), pod.slot, pod.name),
         )
     )
+
+
+def _is_struck(world: World, pod: Pod) -> bool:
+    node = world.nodes.get(pod.node)
+    return node is not None and bool(node.struck)
 
 
 def _well_placed(world: World, pod: Pod, away: Mapping[str, str]) -> bool:

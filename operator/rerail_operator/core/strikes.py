@@ -50,6 +50,7 @@ class Strike:
     number: int  # the incident's, within the job
     domain: Domain = ()  # where the node stood
     seen: bool = True  # by the API server; False: only processes of the job say so
+    among: int = 1  # nodes that the incident took with it: they share the strike
 
     @property
     def witness(self) -> Witness:
@@ -131,6 +132,7 @@ def account_of(job: TrainingJob, nodes: Nodes) -> Account:
             incident.number,
             _place(node),
             _WITNESS[incident.class_] is Witness.CLUSTER and not (node is not None and node.ready),
+            incident.nodes_lost or 1,
         )
         found.append((incident.node, strike))
     return Account(meta.uid, frozenset(i.number for i in job.status.incidents), tuple(found))
@@ -143,7 +145,7 @@ def told(job: TrainingJob, nodes: Nodes, now: datetime) -> tuple[object, ...]:
     fresh = last is not None and last.start_time is not None and now - last.start_time < CONFIRMED_WITHIN
     node = nodes.get(last.node or "") if last is not None and fresh else None
     ready = node is not None and node.ready is True
-    return tuple([*((i.number, i.class_, i.node) for i in incidents), fresh and not ready])
+    return tuple([*((i.number, i.class_, i.node, i.nodes_lost) for i in incidents), fresh and not ready])
 
 
 def _place(node: Node | None) -> Domain:
@@ -267,7 +269,7 @@ class _Weights:
                 continue
             if since is None or strike.at - since > TOGETHER:
                 since = strike.at
-                total += Fraction(1, self.shares.get((node, strike.key), 1))
+                total += Fraction(1, max(strike.among, self.shares.get((node, strike.key), 1)))
         return total
 
 

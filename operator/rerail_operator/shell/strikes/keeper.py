@@ -5,11 +5,14 @@ Nothing here is needed to be right: a new leader reads the ConfigMap and enters 
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from contextlib import suppress
 
 from rerail_operator.core.plan import Plan
 from rerail_operator.core.strikes import (
     Account,
     Book,
+    Verdict,
     account_of,
     avoided_nodes,
     entered,
@@ -31,6 +34,7 @@ from rerail_operator.shell.cluster import (
 from rerail_operator.shell.fleet import Fleet
 from rerail_operator.shell.keys import JobKey
 from rerail_operator.shell.leader import Leading
+from rerail_operator.shell.strikes.notice import NAMESPACE, event, sentence
 from rerail_operator.shell.strikes.record import NAME, book_of, data_of, fresh
 
 log = logging.getLogger(__name__)
@@ -102,7 +106,7 @@ class StrikeKeeper:
             self._tell(f"{type(error).__name__}: {error}")
         else:
             self._tell("")
-        self._mark()
+        await self._announce(self._mark())
 
     async def _read(self) -> None:
         try:
@@ -128,22 +132,32 @@ class StrikeKeeper:
                 del self._accounts[uid]
                 self._told.pop(uid, None)
 
-    def _mark(self) -> None:
-        """Tell placement, and the log where that changes anything."""
+    def _mark(self) -> dict[str, Verdict]:
+        """Tell placement, and the log where that changes anything; the nodes that are avoided from now on."""
         found = verdicts(self._book, self._fleet.nodes({}), self._clock.now())
         avoided, before = avoided_nodes(found), self._fleet.struck
-        for node in avoided.keys() - before.keys():
-            until = found[node].until
-            log.warning(
-                "node %s is avoided by all jobs until %s: %s; `rerail nodes --clear %s` lets it in again",
-                *(node, f"{until:%Y-%m-%d %H:%M} UTC" if until else "then", avoided[node], node),
-            )
-        for node in before.keys() - avoided.keys():
-            verdict = found.get(node)
-            why = f"{in_words(verdict)}, {verdict.state.value}" if verdict else "its strikes are over"
+        struck = {node: found[node] for node in sorted(avoided.keys() - before.keys())}
+        for node, verdict in struck.items():
+            log.warning("node %s is %s", node, sentence(node, verdict))
+        for node in sorted(before.keys() - avoided.keys()):
+            left = found.get(node)
+            why = f"{in_words(left)}, {left.state.value}" if left else "its strikes are over"
             log.info("node %s is no longer avoided: %s", node, why)
         if avoided != before:
             self._fleet.mark_struck(avoided)
+        return struck
+
+    async def _announce(self, struck: Mapping[str, Verdict]) -> None:
+        """For people: what cannot be posted is in the log."""
+        if not self._leadership.is_leader:
+            return
+        with suppress(ClusterError, TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                for node, verdict in struck.items():
+                    with suppress(AlreadyExists):
+                        await self._cluster.create(
+                            Kind.EVENT, NAMESPACE, event(node, verdict, self._clock.now())
+                        )
 
     def _tell(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

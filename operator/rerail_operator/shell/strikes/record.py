@@ -54,7 +54,8 @@ def _text(record: Record) -> str:
         where = "/".join(strike.domain) or NOWHERE
         who = f"{strike.namespace}/{strike.job} {strike.uid}#{strike.number}"
         how = "seen" if strike.seen else "told"
-        lines.append(f"{rfc3339(strike.at)} {strike.kind.value} {how} {who} {where}")
+        share = f" 1/{strike.among}" if strike.among > 1 else ""
+        lines.append(f"{rfc3339(strike.at)} {strike.kind.value} {how} {who} {where}{share}")
     return "".join(line + "\n" for line in lines)
 
 
@@ -73,11 +74,20 @@ def _record(node: str, text: str) -> Record:
 
 
 def _strike(at: str, kind: str, *rest: str) -> Strike:
-    how, job, key, where = rest
+    how, job, key, where, *share = rest
     namespace, name = job.split("/")
     uid, number = key.split("#")
     place = () if where == NOWHERE else tuple(where.split("/"))
-    return Strike(_time(at), IncidentClass(kind), namespace, name, uid, int(number), place, SEEN[how])
+    return Strike(
+        _time(at), IncidentClass(kind), namespace, name, uid, int(number), place, SEEN[how], _among(share)
+    )
+
+
+def _among(share: list[str]) -> int:
+    among = int(share[0].removeprefix("1/")) if share else 1
+    if among < 1:
+        raise ValueError(f"{share[0]} is no share")
+    return among
 
 
 def _time(text: str) -> datetime:
