@@ -1,4 +1,4 @@
-"""python -m bench [restart-in-place | gang | decide | informer | ettr]; without a word: all that the README quotes."""
+"""python -m bench [restart-in-place | gang | decide | informer | ettr]; without a word: all of them."""
 
 import argparse
 import asyncio
