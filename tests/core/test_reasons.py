@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from rerail_operator.core.admission import CLUSTER_SETTLING, WAITING_FOR_OLDER_JOB
+from rerail_operator.core.admission import CLUSTER_SETTLING, WAITING_FOR_OLDER_JOB, WAITING_FOR_SPARES
 from rerail_operator.core.reasons import SENTENCES, Reason
 from rerail_operator.core.survey import INSUFFICIENT_NODES, NEVER_FITS
 from rerail_operator.shell.reasons_page import FILE, main, page
 
 CHECKOUT = Path(__file__).parents[2]
 CORE = CHECKOUT / "operator" / "rerail_operator" / "core"
-OF_THE_PLANNER = {INSUFFICIENT_NODES, NEVER_FITS, WAITING_FOR_OLDER_JOB, CLUSTER_SETTLING}
+OF_THE_PLANNER = {INSUFFICIENT_NODES, NEVER_FITS, WAITING_FOR_OLDER_JOB, WAITING_FOR_SPARES, CLUSTER_SETTLING}
 
 
 def test_every_reason_has_one_sentence_in_the_order_of_the_list() -> None:
