@@ -28,6 +28,9 @@ Agent -> coordinator::
       "progress": {...} | null,     newest progress line of this round (see below)
       "progress_age": 0.4,          seconds since that line was read
       "busy": {"3": [12, 0.042]},   of ranks that tell it: windows so far, own seconds per step in the newest
+      "moved_age": 0.4,             seconds since step or phase last changed
+      "step_seconds_p99": 0.31 | null,   99th percentile of the last steps; null before TIMED_STEPS of them
+      "stacks": STACKS | null,      the answer to "stacks"; null again once a step has been made
       "probe_port": 40123,          port on which the agent takes connects of its peers and hangs up
       "checkpoint_seconds": 118     what its ranks were told last (0: nothing); missing: it takes no advice
     }
@@ -40,6 +43,14 @@ Agent -> coordinator::
       "contract": true,             the program declared our exit-code table in its progress lines
       "codes": {"0": 0, "1": -9},   every local rank that has ended: exit code, or minus the signal
       "same_on_all": true           every local rank ended with the same code and last line
+    }
+    STACKS = {"step": 40, "places": [PLACE, ...]}      alike ranks share a place; at most STACK_PLACES
+    PLACE = {
+      "ranks": [0, 2, 3],
+      "state": "T" | "D" | "",      stopped by a signal or a tracer; waiting in the kernel; neither
+      "where": "loop.py:83 update > ...",       innermost lines of Python, or what the kernel says, or ""
+      "waits": "gloo:all_reduce number 41 ...", collective that these ranks wait in; "" in none
+      "told": true                  the program said so itself: an empty "waits" is its word
     }
 
 Coordinator -> agent::
@@ -61,6 +72,10 @@ Coordinator -> agent::
         end the agent process with this code (ranks still alive are stopped first: abort)
     {"kind": "probe", "term": 7, "id": 12, "address": "10.1.2.4", "port": 40123}
         only to agents that can "probe": connect to this peer, which is not heard, and tell what came of it
+    {"kind": "stacks", "term": 7, "round": 4, "step": 40 | null}
+        say in reports where the ranks of that round stand, within STACKS_SECONDS; nothing is stopped. Ranks
+        that catch SIGUSR1 get it, and those of them that catch SIGUSR2 that one: ours print stacks and
+        collectives then
 
     RELEASE = {"round": 4, "node_rank": 1, "num_nodes": 4, "nproc": 8, "master_addr": "10.1.2.3",
                "master_port": 29511, "min_step": 1150,
@@ -87,6 +102,9 @@ PROBE_SECONDS = 2.0
 AUTHENTICATE_SECONDS = 5.0
 RECONNECT_JITTER_SECONDS = 3.0
 CANNOT_STOP_SECONDS = 15.0
+STACKS_SECONDS = 5.0
+STACK_PLACES = 16
+TIMED_STEPS = 4
 UNLED_COMPLETION_SECONDS = 600.0
 LOG_LINES = 20
 LOG_BYTES = 2048
@@ -240,7 +258,8 @@ PROGRESS_FIELDS: dict[str, tuple[type, ...]] = {
 def clean_progress(line: Any) -> "dict[str, Any] | None":
     """Known fields of a progress line with the right type; None when `line` is no progress line.
 
-    Only ``step`` is needed, except that a line may name a ``phase`` before the first step. Non-finite
+    Only ``step`` is needed, except that a line may name a ``phase`` or declare the ``contract`` before the
+    first step. Non-finite
     numbers are dropped: JSON on the API server cannot hold them.
     """
     if not isinstance(line, dict):
@@ -253,7 +272,7 @@ def clean_progress(line: Any) -> "dict[str, Any] | None":
         if isinstance(value, float) and value - value != 0.0:
             continue
         clean[field] = value
-    return clean if "step" in clean or "phase" in clean else None
+    return clean if clean.keys() & {"step", "phase", "contract"} else None
 
 
 def clean_busy(line: Any) -> "tuple[int, float] | None":

@@ -160,6 +160,14 @@ class FailurePolicy(ApiModel):
         description="Charged restarts without progress in between before the job fails. "
         "Node loss, preemption and drain are never charged.",
     )
+    hang_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description="Seconds of training without a step after which the ranks count as hung and start again; "
+        "also for programs that name no phases, from their first step on. None by default: four times the "
+        "99th percentile of a step, at least 45 s, for programs that name their phases; no limit for others.",
+    )
     rules: Annotated[tuple[FailureRule, ...], AfterValidator(_each_name_once)] = Field(
         default=(),
         max_length=MAX_RULES,

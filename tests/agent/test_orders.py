@@ -56,6 +56,9 @@ async def test_a_round_from_hello_to_finish(coordinator: Coordinator, agent: Age
         "ranks_alive": 0,
         "progress": None,
         "progress_age": None,
+        "moved_age": None,
+        "step_seconds_p99": None,
+        "stacks": None,
         "probe_port": hello["report"]["probe_port"],
     }
     coordinator.join(4)

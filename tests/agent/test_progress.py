@@ -172,3 +172,11 @@ async def test_what_ranks_tell_of_their_share_is_reported(
     assert report["busy"] == {"2": [1, 0.02], "3": [1, 0.03]}, "another node's rank is not ours to tell of"
     coordinator.join(2)
     assert (await coordinator.state("Ready", 2))["busy"] == {}
+
+
+def test_a_contract_may_be_declared_alone(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    append(path, '{"contract": 1}')
+    progress = ProgressFile(path)
+    assert progress.poll(1.0) and progress.contract
+    assert progress.newest == {"contract": 1} and progress.moved_at is None

@@ -18,6 +18,7 @@ from rerail_operator.core.placement import HELD, gang_request
 from rerail_operator.core.plan import (
     Action,
     Advise,
+    AskStacks,
     CreatePod,
     DeleteGang,
     DeletePod,
@@ -343,6 +344,8 @@ class ToyOperator:
             case OrderFinish(uids, code, _):
                 for pod_uid in uids:
                     cluster.tell(pod_uid, ("finish", code, None))
+            case AskStacks():
+                pass  # toy agents never answer: five seconds later it is decided without their word
             case _:
                 raise AssertionError(f"this life knows no {action}")
 

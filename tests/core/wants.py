@@ -7,6 +7,7 @@ from typing import Any
 from rerail_operator.core.names import pod_name
 from rerail_operator.core.plan import (
     Action,
+    AskStacks,
     CreatePod,
     DeleteGang,
     DeleteJob,
@@ -49,6 +50,8 @@ def in_words(action: Action) -> str:
             ranks = " ".join(f"{uid}={r.node_rank}" for uid, r in sorted(releases.items()))
             first = next(iter(releases.values()))
             return f"run {ranks} of round {round_} at {first.master_addr}:{first.master_port}"
+        case AskStacks(uids, round_, step):
+            return f"ask {' '.join(uids)} where they stand after step {step} of round {round_}"
         case OrderFinish(uids, code, _):
             return f"finish {' '.join(uids)} with {code}"
         case DeleteJob():

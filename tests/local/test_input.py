@@ -83,6 +83,7 @@ GANG = Gang(num_nodes=2, nproc=2)
 FAULTS = {
     "kill:rank=3,step=40": Fault(FaultKind.KILL, 3, 40),
     "kill:step=0,rank=0": Fault(FaultKind.KILL, 0, 0),
+    "hang:rank=3,step=40": Fault(FaultKind.HANG, 3, 40),
     "stop:node=1,step=40": Fault(FaultKind.STOP, 1, 40),
     " lose : node = 0 , step = 7 ": Fault(FaultKind.LOSE, 0, 7),
 }

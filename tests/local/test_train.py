@@ -4,6 +4,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,11 @@ pytestmark = [pytest.mark.local, pytest.mark.trainer, pytest.mark.timeout(400)]
 NewRun = Callable[..., Run]
 
 
-def training(folder: Path, steps: int, nproc: int = 1) -> Path:
+def training(folder: Path, steps: int, nproc: int = 1, **spec: Any) -> Path:
     command = ["python", "-m", "rerail_trainer", "--preset", "tiny", f"--train.steps={steps}"]
     # The schedule's end is part of a training's identity; saves come often, so that a kill finds one.
     command += ["--checkpoint.every_steps=5", "--metrics.every=5"]
-    return job(folder, command, nproc=nproc, checkpoint={"graceSeconds": 60})
+    return job(folder, command, nproc=nproc, checkpoint={"graceSeconds": 60}, **spec)
 
 
 def test_the_demo_loses_a_rank_and_finishes_from_its_checkpoint(new_run: NewRun) -> None:
@@ -37,6 +38,33 @@ def test_the_demo_loses_a_rank_and_finishes_from_its_checkpoint(new_run: NewRun)
     assert incident["resumedStep"] == report["resumedFromStep"]
     assert incident["stepsLost"] == incident["progressStep"] - report["resumedFromStep"]
     assert ledger_sums(report)
+
+
+def losses_of(run: Run) -> dict[int, str]:
+    """The loss of every step as its log shows it, the last telling of each."""
+    logs = "".join(path.read_text() for path in sorted((run.workdir / "logs").iterdir()))
+    return {int(step): loss for step, loss in re.findall(r"step (\d+)/\d+  loss ([\d.]+)", logs)}
+
+
+def test_a_rank_that_stands_still_is_named_and_the_job_ends_with_the_same_losses(
+    tmp_path: Path, new_run: NewRun
+) -> None:
+    calm = new_run(training(tmp_path, 60), "--workdir", str(tmp_path / "calm"))
+    assert calm.finish() == 0, calm.output
+    calm.workdir = tmp_path / "calm"
+    manifest = training(tmp_path, 60, failurePolicy={"hangSeconds": 4})
+    run = new_run(manifest, "--inject", "hang:rank=1,step=20")
+    assert run.finish() == 0, run.output
+    report = run.report
+    assert (report["phase"], report["round"]) == ("Complete", 2)
+    (incident,) = report["incidents"]
+    assert (incident["class"], incident["rank"], incident["nodeRank"]) == ("Hang", 1, 1)
+    assert "rank 1 on" in incident["message"] and "stopped by a signal" in incident["message"]
+    # The other rank's own words: the collective in which it waits for the stopped one.
+    assert any("rank 0" in line and "waits in gloo:" in line for line in incident["logLines"])
+    assert incident["stageSeconds"]["detection"] >= 4
+    assert ledger_sums(report)
+    assert losses_of(run) == losses_of(calm) and len(losses_of(run)) == 12
 
 
 def test_ctrl_c_commits_a_checkpoint_and_the_next_run_goes_on_from_it(

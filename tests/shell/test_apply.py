@@ -49,6 +49,9 @@ class Nobody:
     def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None:
         return
 
+    def ask(self, pod_uid: str, question: Mapping[str, object]) -> None:
+        return
+
     def note_pod(self, raw: Object) -> None:
         return
 

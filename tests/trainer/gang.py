@@ -181,6 +181,14 @@ class Gang:
         """What each rank has told of its own share of the steps."""
         return [line for line in _lines(self.folder / "progress") if "busy_steps" in line]
 
+    def declared(self) -> list[dict[str, Any]]:
+        """What ranks declared before they did anything."""
+        return [
+            line
+            for line in _lines(self.folder / "progress")
+            if "phase" not in line and "busy_steps" not in line
+        ]
+
     def losses(self) -> dict[int, float]:
         """Loss of every step that these ranks made, exactly as computed."""
         return self.readings("loss")

@@ -9,7 +9,7 @@ import pytest
 
 from rerail_api.contract import ExitCode
 
-from .gang import ROOT
+from .gang import ROOT, Yard
 
 SOURCES = sorted((ROOT / "trainer" / "rerail_trainer").rglob("*.py"))
 PAGE = ROOT / "docs" / "reference" / "exit-codes.md"
@@ -86,6 +86,13 @@ def test_no_process_ends_with_a_bare_number() -> None:
         if isinstance(argument, ast.Constant) and argument.value not in (0, UNJUDGED)
     ]
     assert not wrong
+
+
+def test_every_rank_declares_the_contract_before_its_configuration_is_read(yard: Yard) -> None:
+    """The agent of each node hears its own ranks only, and a bad configuration must not be tried again."""
+    gang = yard.start("--train.steps=many", ranks=2)
+    assert gang.wait() == [64, 64]
+    assert gang.declared() == [{"contract": 1}, {"contract": 1}] and gang.progress() == []
 
 
 @pytest.mark.parametrize("code", [code for code in ExitCode if code is not ExitCode.DONE])

@@ -91,6 +91,24 @@ def test_stacks_on_demand_change_nothing(yard: Yard) -> None:
     assert gang.wait() == [75]
 
 
+def test_a_rank_that_waits_says_for_what_when_it_is_asked(yard: Yard) -> None:
+    gang = yard.start(*LONG, "--watchdog.step_seconds=0", ranks=2)
+    gang.until_step(3)
+    os.kill(gang.pids[1], signal.SIGSTOP)
+    gang.until_frozen(1)
+
+    def says_what_it_waits_for() -> bool:
+        os.kill(gang.pids[0], signal.SIGUSR2)  # asked again: it may not have come to its collective before
+        return "waits in gloo:" in gang.output()
+
+    gang.until(says_what_it_waits_for)
+    assert re.search(r"rank 0: stands in \S+\.py:\d+ \w+", gang.output())
+    os.kill(gang.pids[1], signal.SIGCONT)
+    gang.until_step(max(gang.losses()) + 3)
+    gang.signal(signal.SIGTERM)
+    assert gang.wait() == [75, 75]
+
+
 PLACES = {0: "loop.py update", 1: "loop.py update", 2: "feed.py take", 3: "loop.py update"}
 
 

@@ -19,9 +19,11 @@ from rerail_agent.orders import (
     Advice,
     BadFrame,
     Order,
+    Question,
     parse_advice,
     parse_frame,
     parse_order,
+    parse_question,
     whole,
 )
 from rerail_agent.probing import Prober
@@ -47,6 +49,8 @@ class Listener(Protocol):
     def obey(self, order: Order, now: float) -> None: ...
 
     def heed(self, advice: Advice) -> None: ...
+
+    def look(self, question: Question, now: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,9 @@ class Link:
             self._order(frame)
         elif kind == "probe":
             self._prober.look_after(frame, partial(self._answer, writer))
+        elif kind == "stacks":
+            self._wiring.listener.look(parse_question(frame), asyncio.get_running_loop().time())
+            self._wiring.woken()
         # a kind that this version does not know is for a later one
 
     def _welcomed(self, frame: dict[str, Any], writer: asyncio.StreamWriter) -> None:

@@ -87,6 +87,15 @@ class Probe:
 Order = Union[Join, Run, Stop, Finish]
 
 
+@dataclass(frozen=True)
+class Question:
+    """Where do the ranks of this round stand, that make no step after `step`? Changes nothing."""
+
+    term: int
+    round: int
+    step: int | None
+
+
 def parse_frame(line: bytes) -> dict[str, Any]:
     """One JSON object with a string `kind`; raises BadFrame."""
     try:
@@ -132,6 +141,12 @@ def parse_probe(frame: dict[str, Any]) -> Probe:
     if port > 65535:
         raise BadFrame(f"probe: there is no port {port}")
     return Probe(whole(frame, "id"), address, port)
+
+
+def parse_question(frame: dict[str, Any]) -> Question:
+    """A frame of kind `stacks`; raises BadFrame."""
+    step = whole(frame, "step") if frame.get("step") is not None else None
+    return Question(whole(frame, "term"), whole(frame, "round", 1), step)
 
 
 def whole(frame: dict[str, Any], name: str, least: int = 0) -> int:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-from rerail_api.contract import PROGRESS_FILE_BYTES, clean_busy, clean_progress
+from rerail_api.contract import (
+    PROGRESS_FILE_BYTES,
+    TIMED_STEPS,
+    ProgressPhase,
+    clean_busy,
+    clean_progress,
+)
 
 LINE_BYTES = 4096
 READ_BYTES = 256 * 1024
 MOST_RANKS = 256
 _LARGEST = 2**63 - 1
 _TEXT_CHARACTERS = 32
+_RECENT_STEPS = 256
+_STEPPING = (None, ProgressPhase.TRAIN.value)
 
 
 class ProgressFile:
@@ -28,6 +38,9 @@ class ProgressFile:
         self._busy: dict[int, tuple[int, float]] = {}
         self.read_at: float | None = None
         """When the newest line was read, on the caller's clock."""
+        self.moved_at: float | None = None
+        """When step or phase last changed, on the same clock."""
+        self._step_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     @property
     def newest(self) -> dict[str, Any] | None:
@@ -41,6 +54,14 @@ class ProgressFile:
     def contract(self) -> bool:
         """The program has declared our table of exit codes."""
         return self._values.get("contract") == 1
+
+    @property
+    def step_seconds_p99(self) -> float | None:
+        """Of the last steps of this round, evaluations and saves left out; None before there are enough."""
+        if len(self._step_seconds) < TIMED_STEPS:
+            return None
+        ordered = sorted(self._step_seconds)
+        return round(ordered[math.ceil(0.99 * len(ordered)) - 1], 3)
 
     def poll(self, now: float) -> bool:
         """Read what is new; true when a value has changed."""
@@ -67,7 +88,18 @@ class ProgressFile:
         if self._offset == stat.st_size and min(stat.st_size, stat.st_blocks * 512) > self._limit:
             os.ftruncate(fd, 0)
             self._offset, self._seen = 0, None
+        self._note_move(before, now)
         return self._values != before
+
+    def _note_move(self, before: dict[str, Any], now: float) -> None:
+        """Time the steps between two looks; a phase that began or ended in between is none of theirs."""
+        step, phase = self._values.get("step"), self._values.get("phase")
+        if (step, phase) == (before.get("step"), before.get("phase")):
+            return
+        made = (step or 0) - (before.get("step") or 0) if "step" in before else 0
+        if self.moved_at is not None and made > 0 and phase == before.get("phase") and phase in _STEPPING:
+            self._step_seconds.append((now - self.moved_at) / made)
+        self.moved_at = now
 
     def _take(self, data: bytes, now: float) -> bool:
         """Whole lines of `data`; false when there is nothing more to take."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from rerail_agent.settings import Timing
 
-_AGES = ("progress", "progress_age", "busy")
+_AGES = ("progress", "progress_age", "moved_age", "step_seconds_p99", "busy")
 
 
 class Publisher:

@@ -17,6 +17,7 @@ from rerail_api.contract import LOG_LINES
 
 READ_BYTES = 64 * 1024
 DRAIN_READS = 32
+OVERHEARD_LINES = 400
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
 
@@ -57,6 +58,8 @@ class Rank:
     ended_at: float = 0.0
     ordered: bool = False
     cause: Cause = field(default_factory=Cause)
+    overheard: list[bytes] | None = None
+    """What it prints while somebody listens for an answer; bounded."""
 
     @property
     def alive(self) -> bool:
@@ -218,6 +221,8 @@ class Ranks:
             # what a grandchild says after the end of its rank is no evidence of that end
             for line in lines:
                 rank.tail.add(line)
+        if rank.overheard is not None and len(rank.overheard) < OVERHEARD_LINES:
+            rank.overheard += lines
         prefix = f"[{rank.launch.label}] ".encode()
         self._sink.write(b"".join(prefix + overwritten(line) + b"\n" for line in lines))
 

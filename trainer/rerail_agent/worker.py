@@ -23,11 +23,12 @@ from rerail_agent.evidence import (
     process_code,
     write_termination_message,
 )
-from rerail_agent.orders import Advice, Finish, Join, Order, Release, Run, Stop
+from rerail_agent.orders import Advice, Finish, Join, Order, Question, Release, Run, Stop
 from rerail_agent.ports import PortChoice
 from rerail_agent.progress import ProgressFile
 from rerail_agent.ranks import Launch, Rank, Ranks
 from rerail_agent.settings import Settings, Timing
+from rerail_agent.stacks import Lookout
 from rerail_agent.takedown import Outcome, Takedown
 from rerail_agent.warmstart import Garage, Parking, read_program
 from rerail_agent.workspace import Workspace
@@ -73,6 +74,7 @@ class Worker:
         self._takedown: Takedown | None = None
         self._goal: Join | Stop | Leave | None = None
         self._emptying: threading.Thread | None = None
+        self._lookout = Lookout()
         self._forget(0)
         self.term = 0
         self.state = AgentState.IDLE
@@ -107,6 +109,15 @@ class Worker:
         if self.saw_term(advice.term) and advice.round == self.round and self.state is AgentState.RUNNING:
             self._advise(advice.checkpoint_seconds)
 
+    def look(self, question: Question, now: float) -> None:
+        """Find out where the ranks stand; asked again, the answer is already under way or there."""
+        if not self.saw_term(question.term) or question.round != self.round:
+            return
+        if self.state is not AgentState.RUNNING or self._takedown is not None:
+            return
+        if self._lookout.ask(self.ranks.alive, question.step, now):
+            self._site.console.say(f"no step after {question.step}: looking where the ranks stand")
+
     def terminate(self, name: str, now: float) -> None:
         """SIGTERM to the agent: save and leave; a second one: leave at once."""
         self.reap(now)
@@ -131,6 +142,7 @@ class Worker:
         self.ranks.flush(now)
         if self.progress is not None:
             self.progress.poll(now)
+        self._lookout.step(self.progress.moved_at if self.progress is not None else None, now)
         if self._takedown is None:
             return
         outcome = self._takedown.step(now)
@@ -148,16 +160,11 @@ class Worker:
     @property
     def busy(self) -> bool:
         """Something is being waited for that no signal announces."""
-        return self._takedown is not None
+        return self._takedown is not None or self._lookout.busy
 
     def report(self, now: float) -> dict[str, Any]:
         """REPORT of the contract, but for the probe port, which is not ours."""
         progress = self.progress
-        age = (
-            None
-            if progress is None or progress.read_at is None
-            else round(max(0.0, now - progress.read_at), 3)
-        )
         return {
             "state": self.state.value,
             "round": self.round,
@@ -168,7 +175,10 @@ class Worker:
             "exit": self._exit(now),
             "ranks_alive": len(self.ranks.alive),
             "progress": progress.newest if progress is not None else None,
-            "progress_age": age,
+            "progress_age": _age(progress.read_at if progress is not None else None, now),
+            "moved_age": _age(progress.moved_at if progress is not None else None, now),
+            "step_seconds_p99": progress.step_seconds_p99 if progress is not None else None,
+            "stacks": self._lookout.answer,
             "busy": self._busy(),
             "checkpoint_seconds": self._advised,
         }
@@ -228,6 +238,7 @@ class Worker:
         self.ranks = Ranks(self._site.loop, self._site.sink)
         self.progress: ProgressFile | None = None
         self._advised = 0
+        self._lookout.drop()
 
     def _cleaned(self, now: float) -> None:
         """No descendant lives: do what the takedown was for."""
@@ -371,6 +382,10 @@ class Worker:
             "message": message,
         }
         write_termination_message(self._settings.termination_log, content)
+
+
+def _age(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, now - at), 3)
 
 
 def _suspicion(child: tuple[int, int]) -> int:

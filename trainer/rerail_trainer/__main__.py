@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from .configure import nearest, read_command_line, usage
 from .environment import job_identity, rank_identity
 from .failures import BadConfig, TrainerExit, tell
 from .hang import report_of
-from .report.progress import ProgressLog
+from .report.progress import ProgressLog, declare_contract
 from .stop import StopRequest
 from .watchdog import Watchdog
 
@@ -33,6 +34,7 @@ def main(words: Sequence[str], observer: "Observer | None" = None) -> int:
     """Runs a command, by default one rank of a training; the exit code. Failures are told as one line,
     and a traceback where it was unexpected.
     """
+    declare_contract(os.environ.get(Env.PROGRESS, ""))
     try:
         name, rest = commands.split(words)
         if name == commands.DEFAULT:
@@ -66,7 +68,9 @@ def _train(words: Sequence[str], observer: "Observer | None") -> ExitCode:
     # Before torch is imported, which takes seconds: whoever watches sees that this rank lives. No step yet:
     # where it goes on from, the checkpoint will tell.
     progress.write(ProgressPhase.INIT, total_steps=config.train.steps)
-    watchdog = Watchdog(config.watchdog, report_of(config.checkpoint.dir, rank, job))
+    report = report_of(config.checkpoint.dir, rank, job)
+    stop.answer(signal.SIGUSR2, report.tell)
+    watchdog = Watchdog(config.watchdog, report)
     watchdog.start()
     try:
         keep_compiled(config, rank.local_world_size, os.environ)

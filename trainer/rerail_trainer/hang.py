@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -47,6 +48,13 @@ class HangReport:
     world_size: int = 1
     folder: Path | None = None
 
+    def tell(self) -> None:
+        """Says on standard error where this rank stands and in which collectives it waits."""
+        self._say([f"stands in {standing()}"])
+        recorder = _flight_recorder()
+        waits = [] if recorder is None else under_way(recorder.entries())
+        self._say([f"waits in {wait}" for wait in waits[:_TOLD]] or ["waits in no collective"])
+
     def write(self, hang: Hang) -> None:
         """Writes this rank's report, waits for the others', and says on standard error what they say."""
         if self.folder is None:
@@ -55,8 +63,7 @@ class HangReport:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / _name(self.rank)
             waits = self._write(path, hang)
-            told = [f"waits in {wait}" for wait in waits[:_TOLD]] + [f"report in {path}"]
-            sys.stderr.writelines(f"rerail_trainer: rank {self.rank}: {line}\n" for line in told)
+            self._say([f"waits in {wait}" for wait in waits[:_TOLD]] + [f"report in {path}"])
             ranks = self._gather(path.stat().st_mtime)
             if self.rank == min(ranks):
                 places = {rank: _place_in(self.folder / _name(rank)) for rank in ranks}
@@ -64,6 +71,10 @@ class HangReport:
                 sys.stderr.write(f"rerail_trainer: where the ranks stand:\n{lines}")
         except OSError as error:
             sys.stderr.write(f"rerail_trainer: no report in {self.folder}: {error.strerror}\n")
+
+    def _say(self, lines: list[str]) -> None:
+        sys.stderr.write("".join(f"rerail_trainer: rank {self.rank}: {line}\n" for line in lines))
+        sys.stderr.flush()
 
     def _write(self, path: Path, hang: Hang) -> list[str]:
         """The collectives that this rank waits in, oldest first."""
@@ -102,9 +113,8 @@ class HangReport:
         recorder = _flight_recorder()
         if recorder is None:
             return []
-        raw, entries = recorder
-        (folder / f"nccl_trace_rank_{self.rank}").write_bytes(raw)
-        return under_way(entries)
+        (folder / f"nccl_trace_rank_{self.rank}").write_bytes(recorder.everything())
+        return under_way(recorder.entries())
 
 
 def report_of(checkpoint_dir: str, rank: RankIdentity, job: JobIdentity) -> HangReport:
@@ -115,8 +125,25 @@ def report_of(checkpoint_dir: str, rank: RankIdentity, job: JobIdentity) -> Hang
     return HangReport(rank.rank, rank.world_size, folder)
 
 
-def _flight_recorder() -> tuple[bytes, list[dict[str, Any]]] | None:
-    """(everything as torch pickles it, the entries as JSON); None where this torch records nothing."""
+@dataclass(frozen=True)
+class Recorder:
+    """Torch's flight recorder for one backend."""
+
+    dump: Callable[[], bytes]
+    dump_json: Callable[[], bytes]
+
+    def everything(self) -> bytes:
+        """As torch pickles it, with the stacks of all that was begun; to name them may take seconds."""
+        return bytes(self.dump())
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Without stacks; at once."""
+        found: list[dict[str, Any]] = json.loads(self.dump_json()).get("entries", [])
+        return found
+
+
+def _flight_recorder() -> Recorder | None:
+    """None where this torch records nothing."""
     # Only asked, never imported: before torch is there nothing was recorded.
     native = getattr(sys.modules.get("torch._C"), "_distributed_c10d", None)
     distributed = sys.modules.get("torch.distributed")
@@ -125,9 +152,7 @@ def _flight_recorder() -> tuple[bytes, list[dict[str, Any]]] | None:
     kind = "nccl" if distributed.get_backend() == "nccl" else "fr"
     raw = getattr(native, f"_dump_{kind}_trace", None)
     readable = getattr(native, f"_dump_{kind}_trace_json", None)
-    if raw is None or readable is None:
-        return None
-    return bytes(raw()), json.loads(readable()).get("entries", [])
+    return None if raw is None or readable is None else Recorder(raw, readable)
 
 
 def under_way(entries: list[dict[str, Any]]) -> list[str]:

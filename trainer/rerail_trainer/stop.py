@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from rerail_api.contract import ExitCode
 
@@ -31,6 +32,7 @@ class StopRequest:
         self._grace_seconds = grace_seconds
         self._training = False
         self._counts: Counter[int] = Counter()
+        self._answers: dict[int, Callable[[], None]] = {}
 
     def listen(self) -> None:
         """Installs the handlers; main thread only."""
@@ -43,6 +45,13 @@ class StopRequest:
             )  # a Python handler must exist for the descriptor to be written
         threading.Thread(target=self._watch, name="stop", daemon=True).start()
 
+    def answer(self, number: signal.Signals, tell: Callable[[], None]) -> None:
+        """Calls `tell` in a thread of its own when that signal comes; after `listen`, main thread only."""
+        self._answers[number] = tell
+        signal.signal(number, lambda *_: None)
+        # A question must not break off what native code waits for.
+        signal.siginterrupt(number, False)
+
     def training_begins(self) -> None:
         """From here on there may be unsaved steps: the first signal waits for a step boundary."""
         self._training = True
@@ -54,6 +63,8 @@ class StopRequest:
             for number in self._reader.recv(64):
                 if number in SIGNALS:
                     self._arrived(number)
+                elif number in self._answers:
+                    threading.Thread(target=self._answers[number], name="answer", daemon=True).start()
 
     def _arrived(self, number: int) -> None:
         name = signal.Signals(number).name

@@ -3,7 +3,8 @@
 Collectives wait in native code and with them the main thread, so a thread of its own watches. When the time
 of a phase is over it writes all Python stacks to standard error, leaves a report beside the checkpoints
 (`<checkpoint.dir>/.hang/<round>/`), tells which ranks stand elsewhere or nowhere, and ends the process with
-exit code 84. SIGUSR1 writes the stacks at any time and changes nothing. Torch-free.
+exit code 84. SIGUSR1 writes the stacks at any time, SIGUSR2 where this rank stands and in which collectives
+it waits; neither changes anything. Torch-free.
 """
 
 import faulthandler

@@ -16,8 +16,9 @@ from .outcome import Outcome
 from .plan import Plan
 from .publish import publish
 from .reasons import Reason
-from .repair import answer
+from .repair import answer, answer_standstill
 from .spares import tend
+from .standstill import all_heard, standstill
 from .waiting import blocked_by, past_startup_deadline
 from .world import World
 
@@ -60,6 +61,9 @@ def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
     faults = find_faults(world, taken, now)
     if faults:
         return answer(world, job, taken, faults, now)
+    found = standstill(world, job)
+    if found is not None and now >= found.due and all_heard(taken, status.round, now):
+        return answer_standstill(world, job, taken, found, now)
     if past_startup_deadline(job, now) and not status.start_time and all_bound(taken):
         return failed(
             job,

@@ -104,6 +104,20 @@ def with_told_stall(before: Ledger, after: Ledger, told: float | None) -> Ledger
     return after.model_copy(update=changes)
 
 
+def stood_still(before: Ledger, since: datetime) -> Ledger:
+    """The ledger without the productive seconds that were booked after the last step: they were detection."""
+    if before.stage is not Stage.PRODUCTIVE or before.stage_since is None:
+        return before
+    wrong = min((before.stage_since - since).total_seconds(), before.productive_seconds)
+    if wrong <= 0:
+        return before
+    lost = dict(before.lost_seconds)
+    lost[Stage.DETECTION] = lost.get(Stage.DETECTION, 0.0) + wrong
+    return before.model_copy(
+        update={"productive_seconds": before.productive_seconds - wrong, "lost_seconds": lost}
+    )
+
+
 def lost_between(before: Ledger, after: Ledger) -> dict[Stage, float]:
     """What was lost from one ledger to a later one of the same job, by stage."""
     lost = {

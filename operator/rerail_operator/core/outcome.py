@@ -33,6 +33,7 @@ class Outcome:
     requeue_after: timedelta | None = None
     placement: Placement | None = None
     fault_at: datetime | None = None  # when what was noticed now really happened
+    stood_still: bool = False  # and since then no step was made, though the ledger took it for training
     unheard: bool = False  # whether the ranks ran will be told later: until then no second is booked
     memory: Mapping[str, datetime] = field(default_factory=dict)
     because: str = ""

@@ -88,6 +88,15 @@ class Advise:
 
 
 @dataclass(frozen=True, slots=True)
+class AskStacks:
+    """Ask these agents where their ranks stand that make no step after `step`; nothing is stopped."""
+
+    pod_uids: tuple[str, ...]
+    round: int
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class OrderFinish:
     pod_uids: tuple[str, ...]
     code: int
@@ -109,6 +118,7 @@ Action = (
     | OrderJoin
     | OrderRun
     | Advise
+    | AskStacks
     | OrderFinish
     | DeleteJob
 )

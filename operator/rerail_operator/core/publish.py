@@ -26,6 +26,7 @@ from .ledger import (
     newly_over,
     priced,
     running_stage,
+    stood_still,
     with_cost,
     with_told_stall,
 )
@@ -74,8 +75,10 @@ def _status(
     )
     stage = _stage(outcome, base, told)
     ledger = written
+    if outcome.stood_still and outcome.fault_at is not None:
+        ledger = stood_still(written, outcome.fault_at)
     if not outcome.unheard:
-        ledger = advance(written, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
+        ledger = advance(ledger, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
     ledger = _with_told(ledger, job.status, base, told)
     incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
     incidents = priced(incidents, accelerators_of(world, job)) if incidents else ()

@@ -1,8 +1,9 @@
 """From a fault to its answer: collect evidence, name the root, write the intent. The next pass acts."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from rerail_api.contract import LOG_LINES
+from rerail_api.contract import LOG_LINES, STACKS_SECONDS
 from rerail_api.status import (
     ConditionType,
     ExcludedNode,
@@ -16,14 +17,17 @@ from .ending import failed, with_incident
 from .evidence import Fault
 from .gang import Seat
 from .outcome import Outcome
-from .plan import Level, Note
+from .plan import AskStacks, Level, Note
 from .progress import last_step
 from .reasons import Reason
 from .restarts import Verdict, judge, signal_name
 from .rootcause import root_cause, still_collecting
-from .taxonomy import Cause
+from .standstill import Standstill, hang, unanswered
+from .taxonomy import Cause, Sign
 from .waiting import excluding
 from .world import World
+
+ASKED = timedelta(seconds=STACKS_SECONDS)
 
 
 def answer(
@@ -46,12 +50,44 @@ def answer(
             conditions=((ConditionType.RUNNING, False, Reason.FAULT_SEEN, first.message),),
             because="others may still report: the root is named when they had their second",
         )
+    return _settle(world, job, taken, faults, now)
+
+
+def answer_standstill(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], found: Standstill, now: datetime
+) -> Outcome:
+    """The answer to a hang: ask where the ranks stand, then restart; a step made meanwhile calls it off."""
+    key = f"hang/{job.status.round}/{found.step}/{found.phase}"
+    asked = world.memory.get(key, now)
+    silent = unanswered(taken, found)
+    left = asked + ASKED - now
+    if not silent or left <= timedelta(0):
+        return _settle(world, job, taken, (hang(taken, found),), now)
+    return Outcome(
+        Phase.RUNNING,
+        Reason.FAULT_SEEN,
+        f"{found}; {len(silent)} of {len(taken)} nodes have not said where their ranks stand",
+        Stage.DETECTION,
+        actions=(AskStacks(silent, job.status.round, found.step),),
+        fault_at=found.since,
+        stood_still=True,
+        requeue_after=left,
+        memory={key: asked},
+        because="stacks first: they name the rank that the others wait for, and killing ends them",
+    )
+
+
+def _settle(
+    world: World, job: TrainingJob, taken: tuple[Seat, ...], faults: tuple[Fault, ...], now: datetime
+) -> Outcome:
+    """The root is named: restart, or end."""
     root = root_cause(faults)
     step = last_step(world, job)
     verdict = judge(job.spec.failure_policy, job.status, root, step, _everywhere(taken, faults))
     incident = _incident(job, root, verdict, step, now)
     if verdict.end is not None:
-        return failed(job, verdict.end, verdict.why, now, incident=incident)
+        end = failed(job, verdict.end, verdict.why, now, incident=incident)
+        return replace(end, stood_still=root.sign is Sign.NO_STEP)
     left = _nodes_to_leave(faults, root, verdict.same_point.count, now)
     return _restart(job, root, verdict, incident, excluding(job, left, now))
 
@@ -98,6 +134,7 @@ def _restart(
         notes=(Note(Reason.RESTARTING, message, Level.WARNING),),
         intent=True,
         fault_at=root.at,
+        stood_still=root.sign is Sign.NO_STEP,
         because=f"root cause {root.cause.name.lower()}: round and counts rise together, then the gang stops",
     )
 

@@ -20,6 +20,7 @@ class Cause(IntEnum):
     SIGNAL = 2
     CODE = 3
     EXIT = 4
+    STANDSTILL = 5
 
 
 class Sign(StrEnum):
@@ -49,6 +50,7 @@ class Sign(StrEnum):
     RENDEZVOUS_FAILED = "exit code 85"
     DO_NOT_REQUEUE = "exit code 93"
     OTHER_EXIT = "any other exit code"
+    NO_STEP = "no step for too long, though every agent talks"
 
 
 class Action(StrEnum):
@@ -187,6 +189,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(Sign.DO_NOT_REQUEUE, _K.USER_ERROR, _C.CODE, _A.FAIL, codes=(ExitCode.DO_NOT_REQUEUE,)),
     Row(Sign.OTHER_EXIT, _K.PROCESS_FAULT, _C.EXIT, _A.IN_PLACE),
+    Row(Sign.NO_STEP, _K.HANG, _C.STANDSTILL, _A.IN_PLACE, witness=_W.PROGRAM),
 )
 
 BY_SIGN: dict[Sign, Row] = {row.sign: row for row in TABLE}

@@ -35,8 +35,10 @@ def waiting_since(job: TrainingJob) -> datetime:
     """Since when the gang has been trying to get going."""
     status = job.status
     times = [status.admitted_time]
-    if status.incidents:
-        times.append(status.incidents[-1].start_time)
+    if status.incidents and (began := status.incidents[-1].start_time) is not None:
+        # A hang is noticed long after it began: that time is not the restart's.
+        detection = status.incidents[-1].stage_seconds.get(Stage.DETECTION, 0.0)
+        times.append(began + timedelta(seconds=detection))
     known = [t for t in times if t is not None]
     return max(known, default=job.metadata.creation_timestamp or EARLIEST)
 

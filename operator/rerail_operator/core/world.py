@@ -102,6 +102,27 @@ class Progress:
     phase: str | None = None
     contract: bool = False
     at: datetime | None = None  # leader's clock
+    moved_at: datetime | None = None  # leader's clock: when step or phase last changed
+    step_seconds_p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Ranks that stand alike, as their agent was told or saw. States: T stopped, D in the kernel, or ""."""
+
+    ranks: tuple[int, ...]
+    state: str = ""
+    where: str = ""
+    waits: str = ""  # the collective that they wait in
+    told: bool = False  # the program said so itself: no `waits` is its word
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks:
+    """Where the ranks of a node stand that make no step after `step`."""
+
+    step: int | None
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +165,7 @@ class Agent:
         None  # seconds between checkpoints that its ranks were told; None: it takes no advice
     )
     probe: Probe | None = None  # of this silence: gone as soon as the agent is heard again
+    stacks: Stacks | None = None
 
 
 @dataclass(frozen=True, slots=True)

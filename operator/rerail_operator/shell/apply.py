@@ -20,6 +20,7 @@ from rerail_operator.core.manifests import (
 from rerail_operator.core.plan import (
     Action,
     Advise,
+    AskStacks,
     CreatePod,
     DeleteGang,
     DeleteJob,
@@ -53,6 +54,8 @@ class Orders(Protocol):
     def send(self, pod_uid: str, order: dict[str, object]) -> bool: ...
 
     def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None: ...
+
+    def ask(self, pod_uid: str, question: dict[str, object]) -> None: ...
 
 
 class Sightings(Protocol):
@@ -100,7 +103,7 @@ class Applier:
         begun = self._clock.monotonic()
         calls: list[Action] = []
         for action in ordered:
-            if isinstance(action, OrderJoin | OrderRun | Advise | OrderFinish):
+            if isinstance(action, OrderJoin | OrderRun | Advise | AskStacks | OrderFinish):
                 self._order(action)
             else:
                 calls.append(action)
@@ -127,7 +130,7 @@ class Applier:
         await _all([lane() for _ in range(min(LANES, len(batch)))])
         return begun
 
-    def _order(self, action: OrderJoin | OrderRun | Advise | OrderFinish) -> None:
+    def _order(self, action: OrderJoin | OrderRun | Advise | AskStacks | OrderFinish) -> None:
         match action:
             case OrderJoin(pod_uids, round_):
                 self._all_are_told(pod_uids, {"do": "join", "round": round_})
@@ -138,6 +141,9 @@ class Applier:
             case Advise(pod_uids, round_, seconds):
                 for uid in pod_uids:
                     self._orders.advise(uid, round_, seconds)
+            case AskStacks(pod_uids, round_, step):
+                for uid in pod_uids:
+                    self._orders.ask(uid, {"kind": "stacks", "round": round_, "step": step})
             case OrderFinish(pod_uids, code, message):
                 self._all_are_told(pod_uids, {"do": "finish", "code": code, "message": message})
             case _:
@@ -168,7 +174,7 @@ class Applier:
                 await self._gone(
                     self._cluster.delete(Kind.JOB, target.namespace, target.name, uid=target.uid)
                 )
-            case OrderJoin() | OrderRun() | Advise() | OrderFinish():
+            case OrderJoin() | OrderRun() | Advise() | AskStacks() | OrderFinish():
                 self._order(action)
             case _:
                 assert_never(action)
@@ -341,7 +347,7 @@ def _urgency(action: Action) -> int:
             return 2
         case CreatePod():
             return 3
-        case OrderJoin() | OrderRun() | Advise() | OrderFinish():
+        case OrderJoin() | OrderRun() | Advise() | AskStacks() | OrderFinish():
             return 4
         case _:
             assert_never(action)

@@ -162,6 +162,12 @@ class Coordinator:
             told = {"round": round_, "checkpoint_seconds": checkpoint_seconds}
             record.link.write({"kind": "advice", "term": self._leadership.term, **told})
 
+    def ask(self, pod_uid: str, question: Order) -> None:
+        """Put a question: {"kind": ...}; the term is filled in here. Not kept: who is away is asked again."""
+        record = self._roster.get(pod_uid)
+        if record is not None and record.link is not None:
+            record.link.write({**question, "term": self._leadership.term})
+
     def forget(self, pod_uid: str) -> None:
         """The pod is gone for good: drop what is known of it and its connection."""
         record = self._roster.forget(pod_uid)

@@ -6,7 +6,9 @@
 import sys
 from typing import Final
 
+from rerail_api.contract import STACKS_SECONDS, TIMED_STEPS
 from rerail_api.generated import keep_current
+from rerail_operator.core.standstill import AT_LEAST, PHASE
 from rerail_operator.core.taxonomy import TABLE, in_words
 
 FILE: Final = "docs/reference/failures.md"
@@ -16,8 +18,8 @@ _HEAD: Final = """<!-- Written by `python -m rerail_operator.shell.failures_page
 
 What Rerail sees, what it calls it, and what it does. Of several signs the strongest is the root: an ordered
 stop before a lost node or container, before a signal, before an exit code of our [table](exit-codes.md) (only
-from programs that declare it), before any other exit. Your own rules (`failurePolicy.rules`) come before this
-table and see the root only.
+from programs that declare it), before any other exit, before a standstill. Your own rules
+(`failurePolicy.rules`) come before this table and see the root only; they match exit codes, so no standstill.
 
 - Answer: the cheapest that can help. *In place*: the ranks start again in the same pods. *New pod*: the
   container is gone and is made anew, on the same node where there is room.
@@ -33,9 +35,34 @@ table and see the root only.
 """
 
 
+_HANGS: Final = f"""
+## Hangs
+
+A program that names its phases ([progress lines](../coming-from.md)) hangs when its step does not
+change for four times the 99th percentile of its last steps, at least {AT_LEAST.seconds} s, in phase
+`train`. Before {TIMED_STEPS} steps of a round are timed, in all other phases, and after the last step
+it has {PHASE.seconds // 60} minutes. `failurePolicy.hangSeconds` sets the limit of phase `train`, also
+for programs that name no phases, from their first step on. A program that reports nothing is never
+hung. An agent that is not heard is no hang, and a new leader counts from when it took over.
+
+Before anything is killed the agents say within {STACKS_SECONDS:.0f} s where their ranks stand; a step
+made meanwhile calls it off. Programs that catch SIGUSR1 are taken to print their stacks then, as
+`faulthandler.register(signal.SIGUSR1)` does; of others the kernel is asked. Named, and charged, is the
+first of:
+
+1. ranks that a signal or a debugger has stopped;
+2. ranks that wait in the kernel, for a disk or a driver, while others do not;
+3. ranks that never entered the collective in which others wait (the shipped trainer tells it from
+   torch's flight recorder; of others the stack must show it);
+4. ranks that stand elsewhere than more than half of all;
+5. the node that is behind by its own progress;
+6. rank 0, and the message says that this is a guess.
+"""
+
+
 def page() -> str:
     """The page as Markdown, in the order of the table; the same table gives the same bytes."""
-    return _HEAD + "".join("| " + " | ".join(in_words(row)) + " |\n" for row in TABLE)
+    return _HEAD + "".join("| " + " | ".join(in_words(row)) + " |\n" for row in TABLE) + _HANGS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -43,6 +43,19 @@ class ExitFrame(msgspec.Struct, frozen=True):
     same_on_all: bool = False
 
 
+class PlaceFrame(msgspec.Struct, frozen=True):
+    ranks: list[NotNegative]
+    state: str = ""
+    where: str = ""
+    waits: str = ""
+    told: bool = False
+
+
+class StacksFrame(msgspec.Struct, frozen=True):
+    step: int | None = None
+    places: list[PlaceFrame] = []
+
+
 class ReportFrame(msgspec.Struct, frozen=True):
     state: AgentState
     round: NotNegative = 0
@@ -54,6 +67,9 @@ class ReportFrame(msgspec.Struct, frozen=True):
     ranks_alive: NotNegative = 0
     progress: dict[str, Any] | None = None
     progress_age: Age | None = None
+    moved_age: Age | None = None
+    step_seconds_p99: Age | None = None
+    stacks: StacksFrame | None = None
     probe_port: int | None = None
     busy: dict[str, tuple[int, float]] = {}
     checkpoint_seconds: NotNegative | None = None

@@ -8,11 +8,18 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from rerail_api.contract import LOG_BYTES, LOG_LINES, AgentState, ProbeOutcome, clean_progress
+from rerail_api.contract import (
+    LOG_BYTES,
+    LOG_LINES,
+    STACK_PLACES,
+    AgentState,
+    ProbeOutcome,
+    clean_progress,
+)
 from rerail_operator.core.stragglers import WINDOWS
-from rerail_operator.core.world import Agent, Exit, Probe, Progress, Release
+from rerail_operator.core.world import Agent, Exit, Place, Probe, Progress, Release, Stacks
 
-from .frames import ExitFrame, ReleaseFrame, ReportFrame
+from .frames import ExitFrame, ReleaseFrame, ReportFrame, StacksFrame
 
 Order = dict[str, Any]
 
@@ -190,6 +197,7 @@ def observe_report(pod_uid: str, report: ReportFrame, now: datetime, known: Agen
         progress=_progress(report, now, known.progress if known else None),
         ranks_alive=report.ranks_alive,
         advised=report.checkpoint_seconds,
+        stacks=_stacks(report.stacks),
     )
 
 
@@ -252,11 +260,29 @@ def _progress(report: ReportFrame, now: datetime, known: Progress | None) -> Pro
         return None
     fields["contract"] = bool(fields.get("contract"))
     at = now - timedelta(seconds=report.progress_age or 0.0)
-    seen = Progress(**fields, at=at)
+    moved_at = None if report.moved_age is None else now - timedelta(seconds=report.moved_age)
+    if known is not None and (known.step, known.phase) == (fields.get("step"), fields.get("phase")):
+        moved_at = (
+            known.moved_at
+        )  # told twice is not moved twice, and the first telling came with least delay
+    seen = Progress(**fields, at=at, moved_at=moved_at, step_seconds_p99=report.step_seconds_p99)
     if known is not None and known.at is not None and at < known.at + SAME_INSTANT:
         unmoved = replace(seen, at=known.at)
         return known if unmoved == known else seen
     return seen
+
+
+def _stacks(frame: StacksFrame | None) -> Stacks | None:
+    if frame is None:
+        return None
+    places = frame.places[:STACK_PLACES]
+    return Stacks(
+        frame.step,
+        tuple(
+            Place(tuple(p.ranks), p.state[:1], p.where[:LOG_BYTES], p.waits[:LOG_BYTES], p.told)
+            for p in places
+        ),
+    )
 
 
 def is_transition(before: Agent, after: Agent) -> bool:
@@ -275,6 +301,7 @@ def _facts(agent: Agent) -> tuple[object, ...]:
         agent.port,
         agent.release,
         agent.exit,
+        agent.stacks,
     )
 
 

@@ -11,6 +11,20 @@ from rerail_trainer.report.finite import finite
 
 CONTRACT = 1
 """Declares that this program's exit codes are those of the contract."""
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+"""O_APPEND, because the agent cuts the file to size: the next line then lands at the new end."""
+
+
+def declare_contract(path: str) -> None:
+    """The first line of every rank, before anything can fail: by it its agent reads its exit code."""
+    if not path:
+        return
+    try:
+        descriptor = os.open(path, _FLAGS, 0o644)
+        os.write(descriptor, (json.dumps({"contract": CONTRACT}) + "\n").encode())
+        os.close(descriptor)
+    except OSError as error:
+        sys.stderr.write(f"progress cannot be written to {path}: {error.strerror}\n")
 
 
 class ProgressLog:
@@ -43,9 +57,7 @@ class ProgressLog:
             return
         try:
             if self._descriptor < 0:
-                # O_APPEND, because the agent cuts the file to size: the next line then lands at the new end.
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-                self._descriptor = os.open(self._path, flags, 0o644)
+                self._descriptor = os.open(self._path, _FLAGS, 0o644)
             os.write(self._descriptor, (json.dumps(line) + "\n").encode())
         except OSError as error:
             if not self._warned:

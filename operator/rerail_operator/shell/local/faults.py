@@ -23,22 +23,24 @@ class Saboteur:
         """Carry it out; what was done, in words, or "" where its target does not run just now."""
         match fault.kind:
             case FaultKind.KILL:
-                return self._kill(fault.target)
+                return self._signal(fault.target, signal.SIGKILL)
+            case FaultKind.HANG:
+                return self._signal(fault.target, signal.SIGSTOP)
             case FaultKind.STOP:
                 return await self._stop(fault.target)
             case FaultKind.LOSE:
                 return await self._lose(fault.target)
 
-    def _kill(self, rank: int) -> str:
+    def _signal(self, rank: int, number: signal.Signals) -> str:
         pod = self.kubelet.pod_of(rank // self.gang.nproc)
         pid = processes.rank_process(self.kubelet.processes_of(pod), rank) if pod else None
         if pid is None:
             return ""
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             return ""
-        return f"SIGKILL sent to rank {rank} (pid {pid})"
+        return f"{number.name} sent to rank {rank} (pid {pid})"
 
     async def _stop(self, node_rank: int) -> str:
         """A deletion, as `kubectl delete pod` asks for it: SIGTERM, then the pod's grace."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 EXAMPLES = (
     "kill:rank=3,step=40 (SIGKILL to a rank), stop:node=1,step=40 (SIGTERM to a pod), "
-    "lose:node=1,step=40 (a node vanishes)"
+    "lose:node=1,step=40 (a node vanishes), hang:rank=1,step=40 (SIGSTOP to a rank)"
 )
 
 
@@ -22,9 +22,10 @@ class FaultKind(StrEnum):
     KILL = "kill"  # SIGKILL to one rank
     STOP = "stop"  # SIGTERM to the pod of one node rank
     LOSE = "lose"  # the node of one node rank vanishes with its processes
+    HANG = "hang"  # SIGSTOP to one rank: it stands still and the others wait for it
 
 
-TARGET_KEY = {FaultKind.KILL: "rank", FaultKind.STOP: "node", FaultKind.LOSE: "node"}
+TARGET_KEY = {FaultKind.KILL: "rank", FaultKind.STOP: "node", FaultKind.LOSE: "node", FaultKind.HANG: "rank"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def parse_fault(text: str, gang: Gang) -> Fault:
     kind = _kind(text)
     values = _values(text, ("step", TARGET_KEY[kind]))
     fault = Fault(kind, values[TARGET_KEY[kind]], values["step"])
-    limit = gang.world_size if kind is FaultKind.KILL else gang.num_nodes
+    limit = gang.world_size if TARGET_KEY[kind] == "rank" else gang.num_nodes
     if fault.target >= limit:
         what = TARGET_KEY[kind]
         raise BadFault(
