@@ -43,6 +43,7 @@ async def test_a_round_from_hello_to_finish(coordinator: Coordinator, agent: Age
         "job_uid": "uid-of-job",
         "pod": "job-0",
         "pod_uid": "uid-of-pod",
+        "can": ["probe"],
         "report": hello["report"],
     }
     assert hello["report"] == {
