@@ -57,6 +57,8 @@ async def test_a_round_from_hello_to_finish(coordinator: Coordinator, agent: Age
         "ranks_alive": 0,
         "progress": None,
         "progress_age": None,
+        "busy": {},
+        "checkpoint_seconds": 0,
         "moved_age": None,
         "step_seconds_p99": None,
         "stacks": None,

@@ -1,0 +1,38 @@
+"""Where ranks stand that make no step: asked by the coordinator, heard, and kept in bounds."""
+
+from rerail_operator.core.world import Place
+
+from .test_coordinator import Desk, desk, open_desk
+from .waiting import until
+
+__all__ = ["desk", "open_desk"]
+"""Fixtures."""
+
+
+async def test_where_ranks_stand_is_asked_and_heard_and_ages_become_instants(desk: Desk) -> None:
+    client = await desk.agent()
+    await client.receive("welcome")
+    desk.coordinator.ask("uid-0", {"kind": "stacks", "round": 1, "step": 40})
+    assert await client.receive("stacks") == {"kind": "stacks", "round": 1, "step": 40, "term": 1}
+    place = {"ranks": [1], "state": "T", "where": "loop.py:1 f", "waits": "", "told": False, "of": "later"}
+    told = {"progress": {"step": 40, "phase": "train"}, "progress_age": 1.0, "moved_age": 7.0}
+    await client.say(round=1, **told, step_seconds_p99=0.25, stacks={"step": 40, "places": [place] * 17})
+    await until(lambda: desk.seen() and desk.seen().stacks)
+    seen = desk.seen()
+    assert seen is not None and seen.stacks is not None and seen.progress is not None
+    assert seen.stacks.places == (Place((1,), "T", "loop.py:1 f"),) * 16, "bounded, whatever a pod says"
+    moved = seen.progress.moved_at
+    assert moved is not None and 6.9 < (seen.last_seen - moved).total_seconds() < 7.1
+    assert seen.progress.step_seconds_p99 == 0.25
+    await client.say(**{**told, "moved_age": 9.0}, stacks=None)
+    await until(lambda: desk.seen() and desk.seen().stacks is None)
+    again = desk.seen()
+    assert again is not None and again.progress is not None
+    assert again.progress.moved_at == moved, "the same step told again keeps its instant"
+
+
+async def test_nobody_is_asked_who_is_away(desk: Desk) -> None:
+    desk.coordinator.ask("uid-0", {"kind": "stacks", "round": 1, "step": 40})
+    client = await desk.agent()
+    assert (await client.receive())["kind"] == "welcome"
+    assert (await client.receive())["kind"] == "ping", "a question is not kept"
