@@ -141,19 +141,6 @@ async def test_progress_is_cleaned_and_told_rarely(desk: Desk) -> None:
     assert (progress.loss, progress.contract, progress.total_steps) == (2.5, True, None)
 
 
-async def test_the_last_windows_of_ranks_that_tell_their_share_are_kept_for_the_round(desk: Desk) -> None:
-    client = await desk.agent()
-    await client.receive("welcome")
-    for number in range(1, 8):
-        await client.say(state="Running", round=1, busy={"0": [number, number / 10], "1": [1, 0.5]})
-    await until(lambda: desk.coordinator.busy("uid-job", 1).get(0, (0,))[-1] == 0.7)
-    assert desk.coordinator.busy("uid-job", 1) == {0: (0.3, 0.4, 0.5, 0.6, 0.7), 1: (0.5,)}
-    assert desk.coordinator.busy("uid-job", 2) == desk.coordinator.busy("uid-other", 1) == {}
-    await client.say(round=2, busy={"0": [1, 0.1]})
-    await until(lambda: desk.seen().round == 2)
-    assert desk.coordinator.busy("uid-job", 2) == {0: (0.1,)}, "other processes, other windows"
-
-
 async def test_the_same_order_goes_out_once_and_again_only_when_it_is_not_followed(desk: Desk) -> None:
     client = await desk.agent()
     await client.receive("welcome")

@@ -1,4 +1,4 @@
-"""Where ranks stand that make no step: asked by the coordinator, heard, and kept in bounds."""
+"""What the coordinator asks and hears of ranks besides their states: where they stand, how busy they are."""
 
 from rerail_operator.core.world import Place
 
@@ -36,3 +36,16 @@ async def test_nobody_is_asked_who_is_away(desk: Desk) -> None:
     client = await desk.agent()
     assert (await client.receive())["kind"] == "welcome"
     assert (await client.receive())["kind"] == "ping", "a question is not kept"
+
+
+async def test_the_last_windows_of_ranks_that_tell_their_share_are_kept_for_the_round(desk: Desk) -> None:
+    client = await desk.agent()
+    await client.receive("welcome")
+    for number in range(1, 8):
+        await client.say(state="Running", round=1, busy={"0": [number, number / 10], "1": [1, 0.5]})
+    await until(lambda: desk.coordinator.busy("uid-job", 1).get(0, (0,))[-1] == 0.7)
+    assert desk.coordinator.busy("uid-job", 1) == {0: (0.3, 0.4, 0.5, 0.6, 0.7), 1: (0.5,)}
+    assert desk.coordinator.busy("uid-job", 2) == desk.coordinator.busy("uid-other", 1) == {}
+    await client.say(round=2, busy={"0": [1, 0.1]})
+    await until(lambda: desk.seen().round == 2)
+    assert desk.coordinator.busy("uid-job", 2) == {0: (0.1,)}, "other processes, other windows"
