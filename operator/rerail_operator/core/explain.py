@@ -109,7 +109,9 @@ def _changes(world: World, plan: Plan) -> list[str]:
         return []
     before = dict(_flat(world.job.status.to_json())) if world.job else {}
     after = dict(_flat(plan.status.to_json()))
-    names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    # What lies on top says most: where not all is shown, the deepest is left out.
+    names = sorted(changed, key=lambda name: (name.count("."), name))
     lines = [f"  {name}: {before.get(name, 'none')} -> {after.get(name, 'none')}" for name in names]
     if len(lines) > MAX_CHANGES:
         lines = [*lines[:MAX_CHANGES], f"  and {len(lines) - MAX_CHANGES} more"]
