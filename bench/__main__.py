@@ -1,8 +1,9 @@
-"""python -m bench [restart-in-place | gang | decide | informer | ettr]; without a word: all of them."""
+"""python -m bench [restart-in-place | gang | decide | informer | ettr | recovery]; without a word: all."""
 
 import argparse
 import asyncio
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from .report import keep, tell
@@ -61,12 +62,32 @@ def restart_in_place(arguments: argparse.Namespace) -> None:
         tell(f"kept in {keep(f'restart-in-place-{agents}', command, results)}")
 
 
+def recovery(arguments: argparse.Namespace) -> None:
+    """SIGKILL of a rank until the next step, warm and cold, on real nodes or by `rerail run`."""
+    from functools import partial
+
+    from .recovery import describe, measure
+    from .recovery_places import on_nodes, on_this_machine, real_nodes
+
+    results = []
+    with nullcontext() if arguments.local else real_nodes() as site:
+        for warm in ("Auto", "Never"):
+            place = on_this_machine if site is None else partial(on_nodes, site)
+            results.append(measure(place, arguments.kills, warm, tell))
+            for line in describe(results[-1]):
+                tell(line)
+    local = " --local" if arguments.local else ""
+    command = f"python -m bench recovery --kills {arguments.kills}{local}"
+    tell(f"kept in {keep('recovery' + local.replace(' --', '-'), command, results)}")
+
+
 BENCHES = {
     "restart-in-place": restart_in_place,
     "gang": gang,
     "decide": decide,
     "informer": informer,
     "ettr": ettr,
+    "recovery": recovery,
 }
 
 
@@ -80,6 +101,8 @@ def main() -> int:
     parser.add_argument("--profile", type=Path, help="collapsed stacks of the operator, by py-spy")
     parser.add_argument("--faults", type=int, default=1000, help="faults per life of ettr (default 1000)")
     parser.add_argument("--seats", type=int, default=4, help="node ranks that ettr decides about (default 4)")
+    parser.add_argument("--kills", type=int, default=20, help="kills per run of recovery (default 20)")
+    parser.add_argument("--local", action="store_true", help="recovery by rerail run, without a cluster")
     arguments = parser.parse_args()
     chosen = [BENCHES[arguments.bench]] if arguments.bench else list(BENCHES.values())
     for bench in chosen:
