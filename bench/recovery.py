@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from .report import Json, Tell
 
+T = TypeVar("T")
 STEPS_BETWEEN = 12
 """Steps beyond the last interruption before the next kill: more than lie between two saves."""
 SAVE_EVERY = 10
@@ -124,25 +125,36 @@ def describe(result: Json) -> Iterator[str]:
         yield f"  {kind}: {', '.join(told)}"
 
 
-def _interrupt(place: Place, rank: int) -> Kill:
-    _until(lambda: _settled(place.lines), "steps after the last interruption")
-    killed = time.time()
-    place.kill(rank)
-    _until(lambda: any(_beyond(place.lines, killed)), "a new step")
-    lines, passed = _since_restart(place.lines, killed), dict[str, Json]()
+def interruption(path: Path, killed: float, rank: int) -> Kill | None:
+    """What the lines tell about the kill at that time; None before the round after it has made a new step."""
+    lines = _since_restart(path, killed)
+    steps = [line for line in lines if "loss" in line]
+    if not steps:
+        return None
+    highest = _highest(path, until=lines[0]["time"])
+    new = next((line["time"] for line in steps if line["step"] > highest), None)
+    passed: dict[str, Json] = {}
     for line in lines:
         if line.get("event") == "phase":
             passed.setdefault(line["phase"], line)
-    highest = _highest(place.lines, until=lines[0]["time"])
-    steps = [line for line in lines if "loss" in line]
+    if new is None or PHASES[-1] not in passed:
+        return None
+    first = steps[0]
     return Kill(
         rank=rank,
         at_step=highest,
-        resumed_at=steps[0]["step"] - 1,
-        first_step=steps[0]["time"] - killed,
-        new_step=next(line["time"] for line in _beyond(place.lines, killed)) - killed,
+        resumed_at=first["step"] - 1,
+        first_step=first["time"] - killed,
+        new_step=new - killed,
         spans=_spans(passed, killed),
     )
+
+
+def _interrupt(place: Place, rank: int) -> Kill:
+    _until(lambda: settled(place.lines), "steps after the last interruption")
+    killed = time.time()
+    place.kill(rank)
+    return _until(lambda: interruption(place.lines, killed, rank), "a new step")
 
 
 def _spans(passed: dict[str, Json], killed: float) -> dict[str, float]:
@@ -160,15 +172,7 @@ def _since_restart(path: Path, killed: float) -> list[Json]:
     return lines[next(begun, len(lines)) :]
 
 
-def _beyond(path: Path, killed: float) -> Iterator[Json]:
-    """Steps of the new round that the round before had not made."""
-    new = _since_restart(path, killed)
-    first = new[0]["time"] if new else killed
-    highest = _highest(path, until=first)
-    return (line for line in new if line.get("step", 0) > highest and "loss" in line)
-
-
-def _settled(path: Path) -> bool:
+def settled(path: Path) -> bool:
     """Enough steps since the last start, and a save among them."""
     begun, steps, saved = 0, 0, False
     for line in _lines(path):
@@ -192,12 +196,13 @@ def _highest(path: Path, until: float = float("inf")) -> int:
     return max(steps, default=0)
 
 
-def _until(true: Callable[[], bool], what: str) -> None:
+def _until(look: Callable[[], T | None], what: str) -> T:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not true():
+    while not (found := look()):
         if time.monotonic() > deadline:
             raise RuntimeError(f"not in {PATIENCE_SECONDS:g} s: {what}")
         time.sleep(POLL_SECONDS)
+    return found
 
 
 def _spread(values: list[float]) -> Json:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from .lives import ChaosLife
@@ -17,15 +18,17 @@ from .virtual import live
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "memory", "points", "run"), default="all")
+    parser.add_argument("what", nargs="?", choices=("all", "memory", "points", "run", "nodes"), default="all")
     parser.add_argument("--seed", type=int, help="replay this one life")
     parser.add_argument("--first", type=int, default=0, help="seed of the first life")
     parser.add_argument("--lives", type=int, default=500, help="how many in memory")
     parser.add_argument("--run", type=int, default=4, metavar="N", help="how many of real processes")
+    parser.add_argument("--nodes", type=int, default=20, metavar="N", help="how many on real nodes")
     given = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     if given.seed is not None:
-        parts = [_of_processes([given.seed]) if given.what == "run" else _in_memory([given.seed], say)]
+        one: dict[str, Callable[[Sequence[int]], Iterator[str]]] = {"run": _of_processes, "nodes": _on_nodes}
+        parts = [one.get(given.what, partial(_in_memory, tell=say))([given.seed])]
     else:
         seeds = range(given.first, given.first + given.lives)
         runs = range(given.first, given.first + given.run)
@@ -33,8 +36,14 @@ def main(arguments: Sequence[str]) -> int:
             "memory": lambda: _in_memory(seeds),
             "points": _write_points,
             "run": lambda: _of_processes(runs),
+            "nodes": lambda: _on_nodes(range(given.first, given.first + given.nodes)),
         }
-        parts = [part() for name, part in chosen.items() if given.what in ("all", name)]
+        # real nodes need root and a quarter of an hour: only where they are asked for
+        parts = [
+            part()
+            for name, part in chosen.items()
+            if given.what == name or (given.what == "all" and name != "nodes")
+        ]
     failed = [problem for part in parts for problem in part]
     for problem in failed:
         say(f"BROKEN: {problem}")
@@ -98,6 +107,12 @@ def _of_processes(seeds: Sequence[int]) -> Iterator[str]:
                 f"{told}: {problem}; replay: python -m tests.chaos run --seed {seed}"
                 for problem in told.problems()
             )
+
+
+def _on_nodes(seeds: Sequence[int]) -> Iterator[str]:
+    from .on_nodes import lives_on_nodes
+
+    return lives_on_nodes(seeds, say)
 
 
 if __name__ == "__main__":

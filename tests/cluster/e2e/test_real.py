@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chaos.on_nodes import NodeLife
 from tests.cluster.rig import ControlPlane, Options, paths
 from tests.cluster.rig.images import build_images
 from tests.cluster.rig.storage import StoredImage
@@ -114,6 +115,14 @@ def test_a_whole_container_that_is_killed_is_replaced(site: Site, undisturbed: d
     assert seen["incidents"][0]["exitCode"] == 137
     assert first in site.pods("container") and second not in site.pods("container")
     assert site.losses("container") == undisturbed
+
+
+@pytest.mark.parametrize(
+    "seed", [23, 24], ids=["a kubelet away, a rank killed", "a leader killed, a rank crashes"]
+)
+def test_a_life_with_blows_keeps_every_promise(site: Site, undisturbed: dict[int, str], seed: int) -> None:
+    told = NodeLife(site, seed, {step: float(loss) for step, loss in undisturbed.items()}).live()
+    assert told.problems() == [], str(told)
 
 
 def test_a_deleted_pod_saves_and_is_replaced(site: Site, undisturbed: dict[int, str]) -> None:

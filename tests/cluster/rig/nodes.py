@@ -173,6 +173,14 @@ class RealNodes:
         self._start_kubelet(node)
         self._await_ready(node)
 
+    def cut_network(self, name: str) -> None:
+        """No pod of the node reaches anybody or is reached; its kubelet is not touched."""
+        self._ground.run(["ip", "link", "set", self._find(name).plan.bridge, "down"])
+
+    def mend_network(self, name: str) -> None:
+        """Undo `cut_network`."""
+        self._ground.run(["ip", "link", "set", self._find(name).plan.bridge, "up"])
+
     def stop_kubelet(self, name: str) -> None:
         """Only the kubelet dies: its pods run on and the node becomes Unknown."""
         self._find(name).processes["kubelet"].kill()
