@@ -55,6 +55,17 @@ FOUND: dict[str, tuple[Mapping[int, list[float]], tuple[SlowRank, ...] | None]] 
 }  # fmt: skip
 
 
+def test_who_is_named_is_looked_at_in_every_window_and_others_in_the_newest() -> None:
+    windows = told(r3=[1.5, 1.5, 1.0, 1.0, 1.0], r4=[1.5, 1.5, 1.0, 1.0, 1.0])
+    assert slow_ranks(windows, world_size=8) == ()
+    assert slow_ranks(windows, world_size=8, named={3, 99}) == (SlowRank(3, 1.0, lasting=False),)
+
+
+def test_of_very_many_ranks_the_median_of_a_part_is_enough() -> None:
+    many = {rank: [1.0 + rank % 7 / 100] * WINDOWS for rank in range(50_000)} | {49_999: [1.3] * WINDOWS}
+    assert slow_ranks(many, world_size=50_000) == (SlowRank(49_999, 1.26, lasting=True),)
+
+
 @pytest.mark.parametrize("sentence", FOUND)
 def test_slow_ranks(sentence: str) -> None:
     windows, wanted = FOUND[sentence]

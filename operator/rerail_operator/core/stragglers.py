@@ -4,7 +4,7 @@ In a job that steps together every rank's step takes the same time; what tells t
 each computes by itself, waiting for nobody. Programs tell that per window of steps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
@@ -22,29 +22,37 @@ SLOWER = 1.1
 """Times the gang's median."""
 WINDOWS = 5
 """In a row: one slow window is a hiccup."""
+ENOUGH_FOR_A_MEDIAN = 5_000
 MOST_SLOW = 4 * MAX_STRAGGLERS
 NAMED_IN_NOTE = 4
 
 
-def slow_ranks(told: Mapping[int, Sequence[float]], world_size: int) -> tuple[SlowRank, ...] | None:
-    """The ranks that were slower in any of the last windows, slowest first; None while too little is known.
+def slow_ranks(
+    told: Mapping[int, Sequence[float]], world_size: int, named: Collection[int] = ()
+) -> tuple[SlowRank, ...] | None:
+    """Who is slower in the newest window, and who of `named` is in any, those first; None while too little
+    is known.
 
     `told`: own seconds per step by rank, oldest window first. Ranks close their windows within a step or two
-    of each other, so the newest of one is the newest of all.
+    of each other, so the newest of one is the newest of all. There may be 150,000: each is looked at once.
     """
-    known = {rank: windows[-WINDOWS:] for rank, windows in told.items() if len(windows) >= WINDOWS}
+    known = [rank for rank, windows in told.items() if len(windows) >= WINDOWS]
     if len(known) < 2 or 2 * len(known) < world_size:
         return None
-    limits = [median(windows[at] for windows in known.values()) for at in range(WINDOWS)]
-    if not all(limits):
+    sample = [told[rank] for rank in known[:: 1 + len(known) // ENOUGH_FOR_A_MEDIAN]]
+    usual = [median(windows[at] for windows in sample) for at in range(-WINDOWS, 0)]
+    if not all(usual):
         return ()
+    newest = SLOWER * usual[-1]
+    suspects = {rank for rank in known if told[rank][-1] > newest} | set(named).intersection(known)
     found = []
-    for rank, windows in known.items():
-        shares = [own / usual for own, usual in zip(windows, limits, strict=True)]
+    for rank in suspects:
+        shares = [own / middle for own, middle in zip(told[rank][-WINDOWS:], usual, strict=True)]
         slower = sum(share > SLOWER for share in shares)
         if slower:
             found.append(SlowRank(rank, round(median(shares), 2), lasting=slower == WINDOWS))
-    return tuple(sorted(found, key=lambda slow: (-slow.ratio, slow.rank))[:MOST_SLOW])
+    found.sort(key=lambda slow: (slow.rank not in named, -slow.ratio, slow.rank))
+    return tuple(found[:MOST_SLOW])
 
 
 def ranks_per_node(job: TrainingJob, accelerators: Iterable[str]) -> int:

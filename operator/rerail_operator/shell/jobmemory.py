@@ -33,7 +33,7 @@ class JobMemory:
         None  # the last one: monotonic, grace; None once a pod came
     )
     slow: tuple[SlowRank, ...] | None = None
-    slow_at: float = float("-inf")  # monotonic: when the ranks were last compared
+    compare_from: float = float("-inf")  # monotonic: when the ranks may be compared again
     passed: bool = False  # a pass has been made since leadership began
 
     def reject(self, rejection: Rejection) -> None:

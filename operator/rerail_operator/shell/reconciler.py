@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SOON = timedelta(seconds=0.2)
 COMPARE_SECONDS = 4.0
+REST_PER_COMPARING = 100.0
 
 
 class FieldDropped(Exception):
@@ -183,11 +184,12 @@ class Reconciler:
     def _slow(self, job: TrainingJob, memory: JobMemory) -> tuple[SlowRank, ...] | None:
         """The slow ranks, compared now and then only: that takes longer than all else in a large gang."""
         now, status = self._senses.clock.monotonic(), job.status
-        if now - memory.slow_at >= COMPARE_SECONDS:
-            memory.slow_at = now
+        if now >= memory.compare_from:
             told = self._senses.coordinator.busy(job.metadata.uid, status.round)
             ranks = job.spec.num_nodes * ranks_per_node(job, self._accelerators)
-            memory.slow = slow_ranks(told, ranks) if told else None
+            memory.slow = slow_ranks(told, ranks, {s.rank for s in status.stragglers}) if told else None
+            took = self._senses.clock.monotonic() - now
+            memory.compare_from = now + max(COMPARE_SECONDS, REST_PER_COMPARING * took)
         return memory.slow
 
     def _remember(self, uid: str, memory: JobMemory, plan: Plan) -> None:
