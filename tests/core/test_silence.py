@@ -3,7 +3,7 @@
 import pytest
 
 from rerail_api.contract import AgentState
-from rerail_api.status import IncidentClass
+from rerail_api.status import IncidentClass, Stage
 from rerail_operator.core.world import Probe
 
 from .builders import Scene, after, running
@@ -13,6 +13,7 @@ from .wants import Want, check
 
 K = IncidentClass
 WAITS = Want("NodesStarting", says="nodes run their ranks; the agent of")
+PRODUCTIVE = {"ledger.stage": "productive"}
 HELD = Want("NodesStarting", phase="Starting")
 
 
@@ -69,6 +70,10 @@ ONE: dict[str, tuple[Scene, Want]] = {
     "peers that do not agree decide nothing": (found(running(4), refused=1, timed_out=1).later(19), WAITS),
     "nor does a peer that could not try": (found(running(4), timed_out=1).later(19), WAITS),
     "an agent that peers reach is only silent": (found(running(4), reached=2).later(19), WAITS),
+    "and people can read it": (
+        found(running(4), reached=2).later(19),
+        Want("NodesStarting", says="the agent of gpt-c0ffe-1-1 is not heard, though 2 peers reached it"),
+    ),
     "one that one peer reaches, too": (found(running(4), reached=1, timed_out=1).later(19), WAITS),
     "but not for ever": (
         found(running(4), reached=2).later(20),
@@ -80,7 +85,7 @@ ONE: dict[str, tuple[Scene, Want]] = {
     ),
     "a step that moves since then vetoes what peers found": (
         found(running(4), timed_out=2).later(60).steps(40, at=55),
-        WAITS,
+        Want("AllRanksRunning", phase="Running", says="1 of 4 agents are not heard", status=PRODUCTIVE),
     ),
     "a step that was made before does not": (
         found(running(4), timed_out=2).later(8).steps(40, at=1),
@@ -103,6 +108,18 @@ ONE: dict[str, tuple[Scene, Want]] = {
 MANY: dict[str, tuple[Scene, Want]] = {
     "three at once are three lost nodes": (many(3).later(8), restart(K.NODE_LOSS, False, 0)),
     "four of eight are our own network, whatever peers find": (many(4).later(119), HELD),
+    "which is said, and no second is booked before it is known whether the ranks ran": (
+        many(4).later(60),
+        Want("NodesStarting", says="it is taken for our own network", status={"ledger.wall_seconds": 0}),
+    ),
+    "when they are heard again, they ran": (
+        many(4).later(60).written().all(connected=True, probe=None).later(30),
+        Want("AllRanksRunning", status={"ledger.productive_seconds": 90}),
+    ),
+    "when they are not, all of it was detection": (
+        many(4).later(60).written().later(60),
+        Want("Restarting", intent=True, status={"ledger.lost_seconds": {Stage.DETECTION: 120}}),
+    ),
     "for two minutes": (
         many(4).later(120),
         restart(

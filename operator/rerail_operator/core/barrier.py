@@ -16,7 +16,7 @@ from .plan import Action, Level, Note, OrderRun
 from .rate import hold
 from .reasons import Reason
 from .restarts import delay_before
-from .silence import just_took_over
+from .silence import found_about, hear, just_took_over, step_without_a_word
 from .template_facts import num_proc
 from .waiting import SOON, deadline_in, joins, new_round, removals, starting, stuck_memory, waiting_for
 from .world import Release, World
@@ -128,11 +128,15 @@ def _run(
         message = f"{len(behind)} of {len(taken)} agents are on their way to a new leader; their ranks run on"
         stage = job.status.ledger.stage or Stage.PRODUCTIVE
         return replace(_running(tidy, stage, message, "a change of leaders stops no rank"), unheard=True)
+    if step_without_a_word(world, behind, now):
+        message = f"{len(behind)} of {len(taken)} agents are not heard; steps are made all the same"
+        return _running(tidy, Stage.PRODUCTIVE, message, "a step needs all ranks: theirs run")
     message = f"{len(taken) - len(behind)} of {len(taken)} nodes run their ranks"
-    lost = [s.pod.name for s in behind if s.pod is not None and s.agent is not None and not s.agent.connected]
-    if lost:
-        message += f"; the agent of {lost[0]} is not heard"
-    return starting(
+    lost = [s for s in behind if s.pod is not None and s.agent is not None and not s.agent.connected]
+    ours = hear(world, taken, now).held() if lost else ""
+    if lost and lost[0].pod is not None:
+        message += f"; the agent of {lost[0].pod.name} is not heard{found_about(lost[0].agent)}{ours}"
+    waiting = starting(
         job,
         Reason.NODES_STARTING,
         message,
@@ -141,6 +145,7 @@ def _run(
         requeue_after=SOON,
         because="released; not every agent has started its ranks",
     )
+    return replace(waiting, unheard=bool(ours))
 
 
 def _running(actions: tuple[Action, ...], stage: Stage, message: str, because: str) -> Outcome:

@@ -89,6 +89,25 @@ def _words(meaning: Meaning, pod: Pod, lasts: str, probe: Probe | None) -> str:
             return f"the agent of {pod.name} on {pod.node} has been {lasts}{_tried(probe)}"
 
 
+def step_without_a_word(world: World, behind: Iterable[Seat], now: datetime) -> bool:
+    """Whether all that these seats lack is a word of their agents, while steps are made that need them."""
+    assert world.job is not None  # noqa: S101 - narrowing; callers hold a live job
+    round_, moved = world.job.status.round, _last_move(world)
+    return all(
+        seat.filled
+        and agent is not None
+        and not agent.connected
+        and (agent.state, agent.round) == (AgentState.RUNNING, round_)
+        and _moves_since(agent.last_seen, moved, now)
+        for seat, agent in ((seat, seat.agent) for seat in behind)
+    )
+
+
+def found_about(agent: Agent | None) -> str:
+    """What peers found about an agent that is not heard, to be put behind a sentence."""
+    return _tried(agent.probe) if agent is not None else ""
+
+
 def just_took_over(world: World, now: datetime) -> bool:
     """Whether agents may still be on their way to this leader."""
     return world.leading_since is not None and now - world.leading_since < SILENT_IS_LOST
@@ -126,6 +145,10 @@ class Quiet:
         if _moves_since(silence.since, self.moved, now):
             return False
         return not self.many or now - silence.since >= self.patience
+
+    def held(self) -> str:
+        """What to add to a job whose agents are waited for because many are silent; "" where few are."""
+        return "; so many are silent at once that it is taken for our own network" if self.many else ""
 
     def why(self) -> str:
         """What to add to a silence that counts although many are silent; "" where few are."""
