@@ -77,6 +77,8 @@ def test_a_node_that_failed_three_times_is_avoided_by_the_next_leader_too_until_
     shown = nodes_command(yard)
     assert f"{NODES} nodes: 1 with strikes, 1 avoided" in shown
 
+    assert "avoided by all jobs until" in yard.cluster.kubectl("describe", "node", node)
+
     # Struck under one leader, avoided under the next: it has seen none of these jobs.
     next(one for one in both if one.alive and one.name == holder(yard)).kill()
     yard.operate(2)
