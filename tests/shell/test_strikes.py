@@ -158,6 +158,17 @@ async def test_nothing_is_written_while_nothing_is_new() -> None:
         assert (await it.stored())["metadata"]["resourceVersion"] == before
 
 
+async def test_what_finds_no_room_is_not_written_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rerail_operator.shell.strikes.record.MAX_BYTES", 150)
+    async with ground() as it:
+        keeper = it.keeper()
+        await passes(keeper, lost(2), lost(1, node="n2", uid="uid-2", minute=30))
+        before = await it.stored()
+        assert list(before["data"]) == ["n2"]
+        await passes(keeper, lost(2))
+        assert await it.stored() == before
+
+
 async def test_without_any_incident_no_object_is_made() -> None:
     async with ground() as it:
         await passes(it.keeper(), lost(0))
@@ -249,6 +260,7 @@ async def test_a_line_that_cannot_be_read_is_named_and_the_others_count(
             await keeper.step()
         assert "a line of n1 cannot be read and is left out: 'nonsense'" in caplog.text
         assert "Gremlin" in caplog.text
+        await passes(keeper, lost(1, node="n2", uid="uid-2"))
         assert len(await it.lines("n1")) == 3
 
 

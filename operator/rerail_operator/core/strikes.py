@@ -221,7 +221,6 @@ def verdicts(book: Book, nodes: Nodes, now: datetime) -> dict[str, Verdict]:
     book = bounded(book, now)
     weights = _weights(book)
     found = {node: _judged(node, record, weights, now) for node, record in book.items()}
-    limits = _limits(nodes)
     pools: dict[frozenset[str], list[str]] = {}
     for name, verdict in found.items():
         node = nodes.get(name)
@@ -229,6 +228,7 @@ def verdicts(book: Book, nodes: Nodes, now: datetime) -> dict[str, Verdict]:
             found[name] = replace(verdict, state=State.GONE, why="no node of this name is there")
         elif verdict.state is State.STRUCK:
             pools.setdefault(_kind(node), []).append(name)
+    limits = _limits(nodes) if pools else {}  # a look at every node of the cluster
     for pool, struck in pools.items():
         # The freshest evidence weighs most: who was struck first is let in first.
         struck.sort(key=lambda name: (found[name].since or now, name), reverse=True)

@@ -58,6 +58,7 @@ class StrikeKeeper:
         self._leadership = leadership
         self._clock = clock
         self._stored: Object | None = None
+        self._written: Book = {}  # what `_stored` says
         self._book: Book = {}
         self._accounts: dict[str, Account] = {}  # by job UID; gone jobs until what they say is written
         self._told: dict[str, tuple[object, ...]] = {}
@@ -110,22 +111,24 @@ class StrikeKeeper:
 
     async def _read(self) -> None:
         try:
-            self._stored = await self._cluster.get(Kind.CONFIG_MAP, self._namespace, NAME)
+            found = await self._cluster.get(Kind.CONFIG_MAP, self._namespace, NAME)
         except NotFound:
-            self._stored = None
-        stored = book_of(self._stored) if self._stored is not None else {}
-        self._book = entered(stored, self._accounts.values(), self._clock.now())
+            self._stored, self._written = None, {}
+        else:
+            if self._stored is None or _version(found) != _version(self._stored):
+                self._stored, self._written = found, book_of(found)
+        self._book = entered(self._written, self._accounts.values(), self._clock.now())
 
     async def _write(self) -> None:
         """Nothing, where the ConfigMap says all of it already."""
         written = tuple(self._accounts)
-        data = data_of(self._book)
-        if self._stored is None and data:
-            await self._cluster.create(
-                Kind.CONFIG_MAP, self._namespace, {**fresh(self._namespace), "data": data}
-            )
-        elif self._stored is not None and data != (self._stored.get("data") or {}):
-            await self._cluster.replace(Kind.CONFIG_MAP, self._namespace, {**self._stored, "data": data})
+        if self._book != self._written:
+            before = self._stored or fresh(self._namespace)
+            body = {**before, "data": data_of(self._book)}
+            if self._stored is None:
+                await self._cluster.create(Kind.CONFIG_MAP, self._namespace, body)
+            elif body["data"] != before.get("data"):  # equal where all there is to add finds no room
+                await self._cluster.replace(Kind.CONFIG_MAP, self._namespace, body)
         live = {raw["metadata"]["uid"] for raw in self._fleet.jobs()}
         for uid in written:
             if uid not in live:
@@ -163,3 +166,7 @@ class StrikeKeeper:
         if trouble and trouble != self._trouble:
             log.error("strikes against nodes are not kept in ConfigMap %s: %s", NAME, trouble)
         self._trouble = trouble
+
+
+def _version(config_map: Object) -> str:
+    return str(config_map["metadata"].get("resourceVersion", ""))
