@@ -126,21 +126,6 @@ async def test_an_exit_keeps_its_instant_however_often_it_is_repeated(desk: Desk
     assert desk.seen().exit.at > first.exit.at, "the same death in another round is another exit"
 
 
-async def test_progress_is_cleaned_and_told_rarely(desk: Desk) -> None:
-    client = await desk.agent()
-    await client.receive("welcome")
-    await client.say(state="Running", round=1)
-    await until(lambda: desk.seen().state is AgentState.RUNNING)
-    before = len(desk.changes)
-    for step in range(1, 51):
-        await client.say(progress={"step": step, "loss": 2.5, "odd": 1, "contract": 1}, progress_age=0.0)
-    await until(lambda: desk.seen().progress and desk.seen().progress.step == 50)
-    await until(lambda: len(desk.changes) > before)
-    assert len(desk.changes) - before <= 3, "fifty lines within a moment are told in bursts of 0.1 s"
-    progress = desk.seen().progress
-    assert (progress.loss, progress.contract, progress.total_steps) == (2.5, True, None)
-
-
 async def test_the_same_order_goes_out_once_and_again_only_when_it_is_not_followed(desk: Desk) -> None:
     client = await desk.agent()
     await client.receive("welcome")

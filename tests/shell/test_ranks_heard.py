@@ -1,5 +1,6 @@
 """What the coordinator asks and hears of ranks besides their states: where they stand, how busy they are."""
 
+from rerail_api.contract import AgentState
 from rerail_operator.core.world import Place
 
 from .test_coordinator import Desk, desk, open_desk
@@ -49,3 +50,18 @@ async def test_the_last_windows_of_ranks_that_tell_their_share_are_kept_for_the_
     await client.say(round=2, busy={"0": [1, 0.1]})
     await until(lambda: desk.seen().round == 2)
     assert desk.coordinator.busy("uid-job", 2) == {0: (0.1,)}, "other processes, other windows"
+
+
+async def test_progress_is_cleaned_and_told_rarely(desk: Desk) -> None:
+    client = await desk.agent()
+    await client.receive("welcome")
+    await client.say(state="Running", round=1)
+    await until(lambda: desk.seen().state is AgentState.RUNNING)
+    before = len(desk.changes)
+    for step in range(1, 51):
+        await client.say(progress={"step": step, "loss": 2.5, "odd": 1, "contract": 1}, progress_age=0.0)
+    await until(lambda: desk.seen().progress and desk.seen().progress.step == 50)
+    await until(lambda: len(desk.changes) > before)
+    assert len(desk.changes) - before <= 3, "fifty lines within a moment are told in bursts of 0.1 s"
+    progress = desk.seen().progress
+    assert (progress.loss, progress.contract, progress.total_steps) == (2.5, True, None)
