@@ -190,7 +190,7 @@ class Incident(ApiModel):
         description="When its root happened, as far as that is known: seen, less the age that was told.",
     )
     resolved_time: Time | None = Field(
-        default=None, description="When the job was past its last step again, or ended."
+        default=None, description="When the job was past its last step again, was interrupted anew, or ended."
     )
     stage_seconds: StageSeconds = Field(
         default_factory=dict,

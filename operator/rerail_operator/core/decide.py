@@ -1,5 +1,6 @@
 """The whole story of one pass: what was seen and the time in, a Plan out. Steps return early, by name."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from rerail_api.status import ConditionType
@@ -7,6 +8,7 @@ from rerail_api.v1alpha1 import TrainingJob
 
 from . import queueing
 from .condemned import with_condemned
+from .correction import correction
 from .ending import after_the_end, completed, failed, tear_down
 from .evidence import find_faults, finished_with_zero
 from .fallen import with_fallen
@@ -33,9 +35,19 @@ def decide(world: World, now: datetime) -> Plan:
     if job.status.finished:
         return after_the_end(world, job, now)
     taken = with_condemned(world, job, seats(world, job.spec.num_nodes), now)
+    known = correction(world, job, taken, now)
+    if known is None:
+        return publish(world, job, taken, _outcome(world, job, taken, now), now)
+    # Decided as if it had been known from the start, and written before anything is done.
+    better = job.model_copy(update={"status": job.status.model_copy(update=dict(known.changes))})
+    outcome = _outcome(replace(world, job=better), better, taken, now)
+    changes, notes = {**known.changes, **outcome.changes}, (known.note, *outcome.notes)
+    return publish(world, job, taken, replace(outcome, changes=changes, notes=notes, intent=True), now)
+
+
+def _outcome(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
     outcome = with_fallen(world, job, _step(world, job, taken, now))
-    outcome = tend(world, job, taken, outcome, now)
-    return publish(world, job, taken, outcome, now)
+    return tend(world, job, taken, outcome, now)
 
 
 def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:

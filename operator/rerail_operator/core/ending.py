@@ -73,6 +73,10 @@ def _with_evidence(message: str, incident: Incident) -> str:
 def with_incident(before: tuple[Incident, ...], new: Incident) -> tuple[Incident, ...]:
     """The last 16 incidents; log lines stay in the newest only."""
     older = [i.model_copy(update={"log_lines": ()}) if i.log_lines else i for i in before]
+    if older and older[-1].resolved_time is None:
+        # Superseded: nothing more will be booked to it.
+        known = [at for at in (older[-1].start_time, new.start_time) if at is not None]
+        older[-1] = older[-1].model_copy(update={"resolved_time": max(known, default=None)})
     return tuple([*older, new][-MAX_INCIDENTS:])
 
 

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     SPARE_TAKES_RANK = "SpareTakesRank"
     SPARE_GIVEN_UP = "SpareGivenUp"
     SPEC_CHANGED = "SpecChanged"
+    CORRECTED = "Corrected"
     RESOLVED = "Resolved"
     STRAGGLER_SEEN = "StragglerSeen"
     STRAGGLER_GONE = "StragglerGone"
@@ -97,6 +98,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.SPARE_TAKES_RANK: "A spare that stood ready takes the place of a pod that was lost.",
     Reason.SPARE_GIVEN_UP: "A spare makes room for a job that would wait without it.",
     Reason.SPEC_CHANGED: "The spec was changed while suspended; the job starts again from the new one.",
+    Reason.CORRECTED: "An incident turned out to be another one; its class, charge and counts follow.",
     Reason.RESOLVED: "The job is past the point at which it was interrupted.",
     Reason.STRAGGLER_SEEN: "Ranks compute slower than the others, which wait for them at every step.",
     Reason.STRAGGLER_GONE: "Ranks that were named as slow keep up with the others again.",

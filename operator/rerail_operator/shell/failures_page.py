@@ -8,6 +8,7 @@ from typing import Final
 
 from rerail_api.contract import STACKS_SECONDS, TIMED_STEPS
 from rerail_api.generated import keep_current
+from rerail_operator.core.correction import DISRUPTED_SOON
 from rerail_operator.core.standstill import AT_LEAST, PHASE
 from rerail_operator.core.taxonomy import TABLE, in_words
 
@@ -36,6 +37,14 @@ from programs that declare it), before any other exit, before a standstill. Your
 
 
 _HANGS: Final = f"""
+## Known later
+
+Until an incident closes it follows what is learned of it, with event `Corrected`: class, charge and counts
+change in one write, the restart stays counted once, and the message keeps what was thought first. A lost
+container, a silent agent or a rank killed by SIGKILL was out of memory when the kubelet says so; a silent agent
+was a lost node when the API server says so; a failure within {DISRUPTED_SOON.seconds} s before the pod's
+DisruptionTarget was a preemption or a drain. What a user's rule has charged stays charged as it was.
+
 ## Hangs
 
 A program that names its phases ([progress lines](../coming-from.md)) hangs when its step does not
