@@ -1,26 +1,19 @@
 """The coordinator over real sockets, spoken to by the agents' stand-in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rerail_api.contract import MAX_FRAME_BYTES, AgentState
-from rerail_operator.core.world import Agent, Release
+from rerail_operator.core.world import Release
 from rerail_operator.shell.clock import SystemClock
-from rerail_operator.shell.coordinator import Coordinator, Limits
-from rerail_operator.shell.leader import AlwaysLeader
-from rerail_operator.shell.tokens import FileTokenVerifier, Identity, TokenRefused
+from rerail_operator.shell.tokens import Identity, TokenRefused
 
-from .agent_client import AgentClient
+from .agent_desk import QUICK, Desk, OpenDesk
 from .waiting import until
 
-TOKEN = "a-random-token"
-QUICK = Limits(heartbeat=0.1, silent=1.5, authenticate=0.4, unauthenticated=4, resend=0.3, progress=0.1)
 RELEASE = {
     "round": 1,
     "node_rank": 0,
@@ -31,59 +24,6 @@ RELEASE = {
     "min_step": 0,
     "checkpoint_seconds": 118,
 }
-
-
-OpenDesk = Callable[..., Awaitable["Desk"]]
-
-
-class Desk:
-    """A coordinator with what it told; `agent(n)` are agents of job `uid-job`."""
-
-    def __init__(self, coordinator: Coordinator, changes: list[str]) -> None:
-        self.coordinator = coordinator
-        self.changes = changes
-        self.clients: list[AgentClient] = []
-
-    async def agent(self, number: int = 0, connect: bool = True, **fields: Any) -> AgentClient:
-        names = {"job": "team/job", "job_uid": "uid-job", "pod": f"job-{number}", "pod_uid": f"uid-{number}"}
-        client = AgentClient(**{**names, "token": TOKEN, **fields})
-        self.clients.append(client)
-        if connect:
-            await client.connect("127.0.0.1", self.coordinator.port)
-        return client
-
-    def seen(self, number: int = 0) -> Agent | None:
-        return self.coordinator.agents("uid-job").get(f"uid-{number}")
-
-
-@pytest.fixture
-async def open_desk(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Desk]]]:
-    (tmp_path / "token").write_text(TOKEN + "\n")
-    desks: list[Desk] = []
-
-    async def build(limits: Limits = QUICK, leadership: Any = None, verifier: Any = None) -> Desk:
-        changes: list[str] = []
-        coordinator = Coordinator(
-            verifier or FileTokenVerifier(tmp_path / "token"),
-            SystemClock(),
-            changes.append,
-            leadership or AlwaysLeader(),
-            limits,
-        )
-        await coordinator.start("127.0.0.1", 0)
-        desks.append(Desk(coordinator, changes))
-        return desks[-1]
-
-    yield build
-    for desk in desks:
-        await desk.coordinator.stop()
-        for client in desk.clients:
-            await client.close()
-
-
-@pytest.fixture
-async def desk(open_desk: Callable[..., Awaitable[Desk]]) -> Desk:
-    return await open_desk()
 
 
 async def test_an_agent_goes_through_barrier_run_exit_and_finish(desk: Desk) -> None:
@@ -118,9 +58,10 @@ async def test_an_exit_keeps_its_instant_however_often_it_is_repeated(desk: Desk
     assert 4.9 < (SystemClock().now() - first.exit.at).total_seconds() < 7
     changes = len(desk.changes)
     await client.say(exit={**exit_frame, "age": 5.3})
-    await until(lambda: desk.seen().last_seen > first.last_seen)
+    await client.say(exit={**exit_frame, "age": 5.4}, port=29999)
+    await until(lambda: desk.seen().port == 29999)
     assert desk.seen().exit == first.exit
-    assert len(desk.changes) == changes, "a repeated exit is no change"
+    assert len(desk.changes) == changes + 1, "a repeated exit is no change"
     await client.say(round=2, exit={**exit_frame, "age": 0.0})
     await until(lambda: desk.seen().round == 2)
     assert desk.seen().exit.at > first.exit.at, "the same death in another round is another exit"
@@ -142,74 +83,6 @@ async def test_the_same_order_goes_out_once_and_again_only_when_it_is_not_follow
     assert desk.coordinator.send("uid-0", join), "the agent shows it: nothing to send, and that is a success"
     desk.coordinator.send("uid-0", {"do": "run", "round": 1, "release": RELEASE})
     assert (await client.receive("order"))["do"] == "run"
-
-
-async def test_a_gang_that_does_as_it_was_told_is_told_of_together(open_desk: OpenDesk) -> None:
-    desk = await open_desk(replace(QUICK, progress=60.0))
-    gang = [await desk.agent(number) for number in range(3)]
-    for client in gang:
-        await client.receive("welcome")
-    await until(lambda: desk.coordinator.connections == 3)
-    order = {"do": "join", "round": 1}
-    for number in range(3):
-        assert desk.coordinator.send(f"uid-{number}", order)
-    before = len(desk.changes)
-    for number in (0, 1):
-        await gang[number].say(state="Ready", round=1)
-        await until(lambda number=number: desk.seen(number).state is AgentState.READY)
-    assert len(desk.changes) == before, "the third is still on its way: that news can wait for its own"
-    await gang[2].say(state="Ready", round=1)
-    await until(lambda: len(desk.changes) == before + 1)
-
-
-UNORDERED = {
-    "a rank that fails": {"state": "Failed", "exit": {"exit_code": 1, "rank": 0}},
-    "processes that cannot be stopped": {"state": "Stuck"},
-    "an exit that nobody ordered": {"state": "Stopping", "exit": {"signal": 9, "rank": 0}},
-}
-
-
-@pytest.mark.parametrize("news", UNORDERED)
-async def test_what_nobody_ordered_is_told_at_once(open_desk: OpenDesk, news: str) -> None:
-    desk = await open_desk(replace(QUICK, progress=60.0))
-    gang = [await desk.agent(number) for number in range(2)]
-    for client in gang:
-        await client.receive("welcome")
-    await until(lambda: desk.coordinator.connections == 2)
-    for number in range(2):
-        assert desk.coordinator.send(f"uid-{number}", {"do": "join", "round": 1})
-    before = len(desk.changes)
-    await gang[0].say(round=1, **UNORDERED[news])
-    await until(lambda: len(desk.changes) > before, what="a pass is asked for")
-
-
-async def test_one_that_goes_keeps_nobody_waiting(open_desk: OpenDesk) -> None:
-    desk = await open_desk(replace(QUICK, progress=60.0))
-    gang = [await desk.agent(number) for number in range(2)]
-    for client in gang:
-        await client.receive("welcome")
-    await until(lambda: desk.coordinator.connections == 2)
-    for number in range(2):
-        assert desk.coordinator.send(f"uid-{number}", {"do": "join", "round": 1})
-    await gang[1].close()
-    await until(lambda: desk.coordinator.connections == 1)
-    before = len(desk.changes)
-    await gang[0].say(state="Ready", round=1)
-    await until(lambda: len(desk.changes) > before, what="the last one that was waited for has come")
-
-
-async def test_a_repeated_report_is_a_sign_of_life(open_desk: OpenDesk) -> None:
-    desk = await open_desk(replace(QUICK, silent=60.0))
-    client = await desk.agent()
-    await client.receive("welcome")
-    await client.say(state="Ready", round=1)
-    await until(lambda: desk.seen().state is AgentState.READY)
-    await until(lambda: not desk.seen().connected, what="three beats are missed")
-    first = desk.seen()
-    await client.say()
-    await until(lambda: desk.seen().connected, what="the same words are heard")
-    assert desk.seen() == replace(first, connected=True, last_seen=desk.seen().last_seen)
-    assert desk.seen().last_seen > first.last_seen
 
 
 async def test_an_order_given_while_the_agent_was_away_waits_for_it(desk: Desk) -> None:
@@ -304,7 +177,7 @@ async def test_a_crowd_that_says_nothing_delays_an_agent_but_does_not_keep_it_ou
         writer.close()
 
 
-async def test_a_standby_names_the_leader(open_desk: Callable[..., Awaitable[Desk]]) -> None:
+async def test_a_standby_names_the_leader(open_desk: OpenDesk) -> None:
     standby = SimpleNamespace(is_leader=False, term=3, leader_address="10.0.0.7:7400")
     desk = await open_desk(leadership=standby)
     client = await desk.agent()
@@ -337,9 +210,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("case", CLAIMS)
-async def test_an_agent_is_what_its_token_proves(
-    open_desk: Callable[..., Awaitable[Desk]], case: str
-) -> None:
+async def test_an_agent_is_what_its_token_proves(open_desk: OpenDesk, case: str) -> None:
     identity, reason = CLAIMS[case]
     desk = await open_desk(verifier=OneIdentity(identity))
     client = await desk.agent()
@@ -347,7 +218,7 @@ async def test_an_agent_is_what_its_token_proves(
 
 
 async def test_what_an_agent_says_while_its_token_is_verified_is_heard(
-    open_desk: Callable[..., Awaitable[Desk]],
+    open_desk: OpenDesk,
 ) -> None:
     desk = await open_desk(verifier=OneIdentity(Identity("team", "job-0", "uid-0")))
     client = await desk.agent()

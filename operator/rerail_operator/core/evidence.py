@@ -88,6 +88,8 @@ def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datet
             now,
             f"the pod of node rank {seat.node_rank} is gone: it was deleted by force",
         )
+    if _is_well(seat, pod):
+        return None
     # A dead pod of an older round is already accounted for: opening this round was the answer to it.
     if not seat.filled and pod.since_round < round_ and released != round_:
         return None
@@ -106,13 +108,28 @@ def _seat_fault(world: World, seat: Seat, round_: int, released: int, now: datet
 def unfit(world: World, seat: Seat, now: datetime) -> Fault | None:
     """What keeps this seat's pod from serving in any round, whatever its ranks did in the last one."""
     pod = seat.pod
-    if pod is None:
+    if pod is None or _is_well(seat, pod):
         return None
     return (
         (_disrupted(seat, pod, None, now) if pod.disruption else None)
         or _node_lost(world, seat, pod, now)
         or _agent_stuck(seat, pod, now)
         or _agent_silent(world, seat, pod, now)
+    )
+
+
+def _is_well(seat: Seat, pod: Pod) -> bool:
+    """Whether nothing speaks against this seat: its pod runs and is to stay, its agent is there and has told
+    of no exit. Of thousands of seats all but a few are well, and are asked nothing more."""
+    agent = seat.agent
+    return (
+        agent is not None
+        and agent.connected
+        and agent.exit is None
+        and agent.state is not AgentState.STUCK
+        and pod.phase is PodPhase.RUNNING
+        and not pod.deleting
+        and not pod.disruption
     )
 
 

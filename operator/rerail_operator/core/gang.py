@@ -1,6 +1,6 @@
 """Who fills which node rank: pods and agents of a job, seen as seats."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rerail_api.contract import AgentState
@@ -43,10 +43,12 @@ def seats(world: World, num_nodes: int) -> tuple[Seat, ...]:
     return tuple(_seat(rank, pods, world) for rank, pods in by_rank.items())
 
 
-def _seat(rank: int, pods: Iterable[Pod], world: World) -> Seat:
-    ordered = sorted(pods, key=lambda p: (p.since_round, p.birth_round, p.name))
-    if not ordered:
+def _seat(rank: int, pods: Sequence[Pod], world: World) -> Seat:
+    if not pods:
         return Seat(rank)
+    if len(pods) == 1:
+        return Seat(rank, pods[0], world.agents.get(pods[0].uid))
+    ordered = sorted(pods, key=lambda p: (p.since_round, p.birth_round, p.name))
     newest = ordered[-1]
     return Seat(rank, newest, world.agents.get(newest.uid), tuple(ordered[:-1]))
 

@@ -55,16 +55,17 @@ class Pod:
     template_hash: str = ""
     # Moves with every write of anybody, and says nothing: it only guards our own.
     resource_version: str = field(default="", compare=False)
+    # Neither ended nor being deleted: it holds, or will hold, its node rank. Worked out once, asked often.
+    alive: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lives = not self.deleting and self.phase in (PodPhase.PENDING, PodPhase.RUNNING)
+        object.__setattr__(self, "alive", lives)
 
     @property
     def spare(self) -> bool:
         """Holds a node and no node rank."""
         return self.node_rank == SPARE
-
-    @property
-    def alive(self) -> bool:
-        """Holds (or will hold) its node rank: neither ended nor being deleted."""
-        return not self.deleting and self.phase in (PodPhase.PENDING, PodPhase.RUNNING)
 
     @property
     def ended(self) -> bool:
@@ -154,7 +155,7 @@ class Agent:
     state: AgentState
     round: int
     connected: bool
-    last_seen: datetime
+    last_seen: datetime  # lags while connected: it is asked of those only that are not
     address: str = ""
     port: int = 0
     release: "Release | None" = None

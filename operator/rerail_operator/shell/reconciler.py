@@ -247,9 +247,9 @@ class Reconciler:
             )
 
     def _forget_agents(self, uid: str, world: World) -> None:
-        here = {pod.uid for pod in world.pods}
-        for pod_uid, agent in self._senses.coordinator.agents(uid).items():
-            if pod_uid not in here and not agent.connected:
+        agents = self._senses.coordinator.agents(uid)
+        for pod_uid in agents.keys() - {pod.uid for pod in world.pods}:
+            if not agents[pod_uid].connected:
                 self._senses.coordinator.forget(pod_uid)
 
     def _record(self, job: TrainingJob, notes: tuple[Note, ...]) -> None:

@@ -78,10 +78,12 @@ class Record:
         return self.link is not None and not self.silent
 
     def agent(self) -> Agent:
-        said = self.said
-        same = said.last_seen is self.last_seen and said.probe is self.probe
-        if not same or said.connected != self.connected:
-            self.said = replace(said, connected=self.connected, last_seen=self.last_seen, probe=self.probe)
+        """What a pass sees. While the agent is connected nobody asks when it was heard last: its record is
+        then made anew for what it says only, not for every heartbeat of thousands."""
+        said, connected = self.said, self.connected
+        same = said.probe is self.probe and (connected or said.last_seen is self.last_seen)
+        if not same or said.connected != connected:
+            self.said = replace(said, connected=connected, last_seen=self.last_seen, probe=self.probe)
         return self.said
 
     def note_busy(self, told: Mapping[str, tuple[int, float]], fresh: bool) -> None:
