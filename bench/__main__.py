@@ -2,11 +2,15 @@
 
 import argparse
 import asyncio
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from .report import keep, tell
+from .report import Json, keep, tell
+
+RECREATED_AT = 1875
+"""The size at which restarts in place are compared with all pods anew."""
 
 
 def gang(arguments: argparse.Namespace) -> None:
@@ -59,7 +63,29 @@ def restart_in_place(arguments: argparse.Namespace) -> None:
     for agents in arguments.agents or (200, 1875, 18750):
         results = asyncio.run(measure(Wish(agents, arguments.restarts), tell))
         command = f"python -m bench restart-in-place --agents {agents} --restarts {arguments.restarts}"
+        if agents == RECREATED_AT and not arguments.no_recreate:
+            results["recreate"] = _recreate(agents)
         tell(f"kept in {keep(f'restart-in-place-{agents}', command, results)}")
+
+
+def _recreate(nodes: int) -> Json | None:
+    """All pods anew, on a real control plane with pretended nodes; None where there is no Go."""
+    from .gang import Wish, measure
+
+    if shutil.which("go") is None:
+        tell("  all pods anew: left out, there is no Go to build a control plane with")
+        return None
+    result = measure(Wish(nodes, 1, repairs_only=True), tell)[0]
+    if "lost" in result:
+        return result
+    seconds = {
+        name: result["stages"][name]["seconds"]["barrier released"] for name in ("rank_fails", "recreate")
+    }
+    tell(
+        f"  on a control plane with {nodes} pretended nodes: a failed rank -> released again in place"
+        f" {seconds['rank_fails']} s, all pods anew {seconds['recreate']} s"
+    )
+    return result
 
 
 def recovery(arguments: argparse.Namespace) -> None:
@@ -97,6 +123,9 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, action="append", help="size; may be given several times")
     parser.add_argument("--agents", type=int, action="append", help="size of restart-in-place; several times")
     parser.add_argument("--restarts", type=int, default=5, help="restarts of restart-in-place (default 5)")
+    parser.add_argument(
+        "--no-recreate", action="store_true", help="restart-in-place without all pods anew beside it (Go)"
+    )
     parser.add_argument("--runs", type=int, default=3, help="runs of the gang bench (default 3)")
     parser.add_argument("--profile", type=Path, help="collapsed stacks of the operator, by py-spy")
     parser.add_argument("--faults", type=int, default=1000, help="faults per life of ettr (default 1000)")

@@ -19,6 +19,9 @@ from .report import Json, Tell
 NAME = "gang"
 POLL_SECONDS = 0.05
 
+Action = Callable[[float], Awaitable[dict[str, float]]]
+"""One stage: from when it began (monotonic) to its moments, in seconds since then."""
+
 
 @dataclass
 class Stage:
@@ -49,6 +52,7 @@ class Wish:
     nodes: int
     runs: int
     profile: Path | None = None
+    repairs_only: bool = False  # no floor: a start, a restart in place and all pods anew, to be compared
 
 
 def measure(wish: Wish, tell: Tell) -> list[Json]:
@@ -67,7 +71,7 @@ async def _runs(place: Ground, wish: Wish, tell: Tell) -> list[Json]:
                 tell(f"run {number} of {wish.runs}, {wish.nodes} nodes, load {load():.1f}")
                 run = Run(place, client, watch, tell)
                 try:
-                    results.append(await run.all(wish.profile))
+                    results.append(await run.all(wish))
                 except RuntimeError as failure:
                     tell(f"run {number} is lost: {failure}")
                     results.append({"nodes": wish.nodes, "lost": str(failure), "stages": run.stages_so_far()})
@@ -91,28 +95,18 @@ class Run:
         self._round = self._passed = 0
         self._uid = ""
 
-    async def all(self, profile: Path | None) -> Json:
+    async def all(self, wish: Wish) -> Json:
         """The whole run, as JSON."""
-        floor = Floor(self._client, self._watch, self._place.nodes, self._patience)
-        await floor.prepare()
-        await self._stage("floor start", floor.start)
-        await self._stage("floor delete", floor.delete)
-        await floor.clear()
+        if not wish.repairs_only:
+            await self._measure_floor()
         log = self._place.cluster.logs / f"operator-{time.monotonic_ns()}.log"
-        async with OperatorProcess(self._place.operator_kubeconfig, log, profile) as operator:
+        async with OperatorProcess(self._place.operator_kubeconfig, log, wish.profile) as operator:
             self._operator = operator
             try:
                 await self._stage("start", self._start)
-                for name, action in (
-                    ("rank_fails", self._rank_fails),
-                    ("pod_fails", self._pod_fails),
-                    ("recreate", self._recreate),
-                    ("wiped", self._wiped),
-                ):
+                for name, action in self._actions(wish.repairs_only):
                     await self._settle()
                     await self._stage(name, action)
-                await self._settle()
-                await self._stage("delete", self._delete)
             except BaseException:
                 self._tell(operator.tail())
                 raise
@@ -121,6 +115,25 @@ class Run:
             peak = peak_rss_bytes(operator.pid)
             figures = operator.figures()
         return self._result(peak, figures)
+
+    async def _measure_floor(self) -> None:
+        floor = Floor(self._client, self._watch, self._place.nodes, self._patience)
+        await floor.prepare()
+        await self._stage("floor start", floor.start)
+        await self._stage("floor delete", floor.delete)
+        await floor.clear()
+
+    def _actions(self, repairs_only: bool) -> list[tuple[str, Action]]:
+        """What is done to the job once it runs, in order."""
+        if repairs_only:
+            return [("rank_fails", self._rank_fails), ("recreate", self._recreate)]
+        return [
+            ("rank_fails", self._rank_fails),
+            ("pod_fails", self._pod_fails),
+            ("recreate", self._recreate),
+            ("wiped", self._wiped),
+            ("delete", self._delete),
+        ]
 
     # ---- stages -------------------------------------------------------------------------------------
 
@@ -224,7 +237,7 @@ class Run:
         """Let the echo of the stage before die away, so that no stage pays for another."""
         await asyncio.sleep(3.0 + self._size / 500)
 
-    async def _stage(self, name: str, action: Callable[[float], Awaitable[dict[str, float]]]) -> None:
+    async def _stage(self, name: str, action: Action) -> None:
         operator = self._operator.pid if self._operator is not None else None
         self._audit.skip()
         watch, before = Stopwatch(operator, self._place.rig_pids()), load()
@@ -274,6 +287,19 @@ class Run:
         return {stage.name: stage.as_json() for stage in self._stages}
 
     def _result(self, peak: int, figures: dict[str, float]) -> Json:
+        assert self._agents is not None
+        measured = any(stage.name == "floor start" for stage in self._stages)
+        return {
+            "nodes": self._size,
+            "stages": self.stages_so_far(),
+            **({"ratios": self._ratios()} if measured else {}),
+            "operator_peak_rss_mib": round(peak / 2**20),
+            "operator_figures": figures,
+            "agents_refused": dict(Counter(self._agents.refused)),
+        }
+
+    def _ratios(self) -> Json:
+        """Rerail beside the floor."""
         moments = {stage.name: stage.moments for stage in self._stages}
         spent = {stage.name: stage.cpu["operator"] + stage.cpu["rig"] for stage in self._stages}
         start, delete = moments["floor start"]["pods Running"], moments["floor delete"]["pods gone"]
@@ -290,12 +316,4 @@ class Run:
             "CPU of recreate / of floor": spent["recreate"] / spent_both,
             "CPU of wiped / of floor": spent["wiped"] / spent_both,
         }
-        assert self._agents is not None
-        return {
-            "nodes": self._size,
-            "stages": self.stages_so_far(),
-            "ratios": {name: round(value, 2) for name, value in ratios.items()},
-            "operator_peak_rss_mib": round(peak / 2**20),
-            "operator_figures": figures,
-            "agents_refused": dict(Counter(self._agents.refused)),
-        }
+        return {name: round(value, 2) for name, value in ratios.items()}
