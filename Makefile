@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fix gen pin cluster cluster-down kind-up kind-down images bundle bench bench-trainer
+.PHONY: help demo test test-fast check fix gen pin cluster cluster-down kind-up kind-down images bundle bench bench-trainer chaos-nodes
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -89,6 +89,7 @@ class NodeLife:
             at = rng.choice(FIRST_BLOW)
             for blow in blows:
                 self._until_it_steps(at)
+                self._mend()
                 pod = rng.choice(sorted(site.pods(self.name)))
                 self.dealt.append(f"{blow.name} ({pod} at step {site.step(self.name)})")
                 blow.deal(self, pod)
@@ -129,9 +130,13 @@ class NodeLife:
 
     def _tidy_up(self) -> None:
         self._uid = self.site.cluster.get("tj", self.name)["metadata"]["uid"]
-        for mend in self.mend:
-            mend()
+        self._mend()
         self.site.delete_jobs()
+
+    def _mend(self) -> None:
+        """What a blow took away is given back: three nodes have room for one loss at a time."""
+        while self.mend:
+            self.mend.pop()()
         self.site.until("the operators are Ready", self._operated, 120)
 
     def _operated(self) -> bool:
