@@ -69,9 +69,9 @@ TARGET = StageTimes(
 MEASURED = StageTimes(
     "measured", {"crash": 0.2, "hang": 45, "node": 12, "numeric": 30}, 3.1, 1.4, 0.3, 5.6, 0.6, 0.05
 )
-"""crash, stop (0.1 s), start, load (0.6 s: what is left to import, meeting, state) and warm: `recovery` on two
-real nodes, two shared cores; barrier: `rank fails` at 1,875 nodes, less the second of evidence. Not measured here, so
-the target's: hang, node and numeric, placing (3 s), communicators (5 s), stall."""
+"""crash, stop (0.1 s), start, load (0.6 s: the rest of the imports, meeting, state), warm: `recovery` on two
+nodes and two shared cores; barrier: `rank fails` at 1,875 nodes, less the second of evidence. Not measured
+here, so the target's: hang, node and numeric, placing (3 s), communicators (5 s), stall."""
 SETS = {times.name: times for times in (TARGET, MEASURED)}
 
 
