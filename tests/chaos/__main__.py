@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .lives import ChaosLife
 from .mortal import Fate, When
-from .points import point_of, whole_life
+from .points import LIVES, point_of
 from .virtual import live
 
 
@@ -79,20 +79,20 @@ def _in_memory(seeds: Sequence[int], tell: Callable[[str], None] = lambda _: Non
 
 
 def _write_points() -> Iterator[str]:
-    """An operator dies at every single write of a whole life."""
-    writes = live(whole_life(Fate())).writes
-    met = Counter(point_of(write) for write in writes)
-    for number, write in enumerate(writes, start=1):
-        for when in When:
-            where = f"operator killed {when} write {number} ({point_of(write)})"
-            try:
-                problems = live(whole_life(Fate({number: when}))).problems()
-            except AssertionError as broken:
-                problems = [str(broken)]
-            yield from (f"{where}: {problem}" for problem in problems)
-    say(f"points: {len(writes)} writes, an operator killed before and after each:")
-    for point, count in met.items():
-        say(f"  {count:5}  {point}")
+    """An operator dies at every single write of a life."""
+    for name, a_life in LIVES.items():
+        writes = live(a_life(Fate())).writes
+        for number, write in enumerate(writes, start=1):
+            for when in When:
+                where = f"{name}, operator killed {when} write {number} ({point_of(write)})"
+                try:
+                    problems = live(a_life(Fate({number: when}))).problems()
+                except AssertionError as broken:
+                    problems = [str(broken)]
+                yield from (f"{where}: {problem}" for problem in problems)
+        say(f"points: {name}: {len(writes)} writes, an operator killed before and after each:")
+        for point, count in Counter(point_of(write) for write in writes).items():
+            say(f"  {count:5}  {point}")
 
 
 def _of_processes(seeds: Sequence[int]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from rerail_api.contract import CANNOT_STOP_SECONDS
 from rerail_operator.shell.connection import AgentConnection
 
 Frame = dict[str, Any]
+PROBE_PORT = 40_000
 STOPPING_SECONDS = 0.3
 """Between an order to stop and the end of the last process."""
 
@@ -83,9 +84,15 @@ class StandIn:
     refused: list[str] = field(default_factory=list)
     frozen: bool = False  # its processes are stopped, as by SIGSTOP
     muted: bool = False  # nothing that it says or is told arrives
+    can_probe: bool = True  # False: an agent of the version before
+    probes: Callable[[str], str] = lambda address: "unknown"
     unkillable: bool = False  # something below it survives SIGKILL
     gone: bool = False
     _port_of_next_round: int = 20_000
+
+    @property
+    def hears_and_speaks(self) -> bool:
+        return not (self.gone or self.frozen or self.muted)
 
     # -- the wire
 
@@ -94,12 +101,12 @@ class StandIn:
         self.wire = wire
         self._send(wire, {
             "kind": "hello", "v": 1, "token": "", "job": self.job, "job_uid": self.job_uid, "pod": self.pod,
-            "pod_uid": self.pod_uid, "report": self._report(),
+            "pod_uid": self.pod_uid, "report": self._report(), "can": ["probe"] if self.can_probe else [],
         })  # fmt: skip
 
     def hears(self, wire: Wire, data: bytes) -> None:
         """A frame of the coordinator; of a connection that is no longer ours nobody takes note."""
-        if wire is not self.wire or self.gone or self.frozen or self.muted:
+        if wire is not self.wire or not self.hears_and_speaks:
             return
         frame = json.loads(data)
         if frame["kind"] == "refuse":
@@ -111,6 +118,9 @@ class StandIn:
         self.term = max(self.term, frame.get("term", 0))
         if frame["kind"] == "order":
             self._obey(frame)
+        elif frame["kind"] == "probe":
+            outcome = self.probes(frame["address"])
+            self._send(wire, {"kind": "probed", "id": frame["id"], "outcome": outcome})
         self.tell()
 
     def cut(self, wire: Wire) -> None:
@@ -128,7 +138,7 @@ class StandIn:
         data = json.dumps(frame).encode() + b"\n"
 
         def arrive() -> None:
-            if wire.connection is not None and not wire.is_closing() and not self.muted:
+            if wire.connection is not None and not wire.is_closing() and self.hears_and_speaks:
                 wire.connection.data_received(data)
 
         asyncio.get_running_loop().call_soon(arrive)
@@ -139,7 +149,7 @@ class StandIn:
         return {
             "state": self.state, "round": self.round, "term": self.term, "release": self.release,
             "address": self.address, "port": self.port, "exit": exit_, "ranks_alive": self.ranks_alive,
-            "progress": self.progress,
+            "progress": self.progress, "probe_port": PROBE_PORT if self.can_probe else None,
             "progress_age": None if self.progress is None else round(now - self.told_at, 3),
         }  # fmt: skip
 

@@ -66,6 +66,24 @@ def _partition(victim: Victim) -> None:
     victim.village.later(lasts, victim.village.heal, victim.agent.node)
 
 
+def _power_fails(victim: Victim) -> None:
+    """As `_node_dies`, but peers know before the API server does."""
+    victim.village.lose_node(victim.agent.node)
+    victim.village.later(PARTITION_SECONDS, victim.village.node_returns, victim.agent.node)
+
+
+def _frozen(victim: Victim) -> None:
+    """SIGSTOP to the agent and its ranks; they wake in the middle of a later round."""
+    victim.agent.frozen = True
+    victim.village.later(PARTITION_SECONDS, setattr, victim.agent, "frozen", False)
+
+
+def _vanishes(victim: Victim) -> None:
+    node = victim.agent.node
+    victim.village.kubelet_dies(victim.agent)
+    victim.village.later(BACK_AFTER_SECONDS, victim.village.kubelet_returns, node)
+
+
 def _stuck(victim: Victim) -> None:
     """A rank dies and leaves a process that no signal ends."""
     victim.agent.unkillable = True
@@ -101,6 +119,9 @@ BLOWS: dict[Sign, Deal] = {
     Sign.POD_DRAINED: _disrupted("EvictionByEvictionAPI", cordon=True),
     Sign.NODE_GONE: _node_dies,
     Sign.AGENT_SILENT: _partition,
+    Sign.NODE_UNREACHABLE: _power_fails,
+    Sign.FROZEN: _frozen,
+    Sign.CONTAINER_GONE: _vanishes,
     Sign.CANNOT_STOP: _stuck,
     Sign.OUT_OF_MEMORY: _out_of_memory,
     Sign.CONTAINER_ENDED: _container_ends,

@@ -63,11 +63,13 @@ class ChaosLife:
         deaths = {rng.randrange(1, 200): rng.choice(list(When)) for _ in range(rng.choice((0, 1, 1, 2, 3)))}
         self.fate = Fate(deaths)
         self.outages = rng.random() < 0.3
+        self.probing = rng.random() < 0.7
         self.wild = rng.random() < 0.25
         """Blows fall as they like, also on a gang that is still coming back; how often it was interrupted is not known."""
         if calm:  # one blow, and nothing else goes wrong
             self.signs, self.fatal, self.outages, self.wild = self.signs[:1], None, False, False
-            self.fate = Fate()
+            self.fate, self.size = Fate(), 3
+            self.probing = Sign.AGENT_SILENT not in self.signs  # peers that can be asked know more
         self._struck = 0
 
     async def live(self) -> Told:
@@ -76,6 +78,7 @@ class ChaosLife:
         replicas = rng.choice((1, 1, 2))
         async with Village(self.fate, nodes=self.size + rng.choice((1, 2)), replicas=replicas) as village:
             self.village = village
+            village.probing = self.probing
             village.troubled = bool(self.fate.ends) or self.outages
             village.program.total_steps = self.steps
             manifest = job(nodes=self.size, ttlSecondsAfterFinished=1, failurePolicy={"maxRestarts": 50})

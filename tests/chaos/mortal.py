@@ -160,9 +160,11 @@ class MortalCluster:
         if self.dead or (self._outage.now and self._outage.loses_the_call()):
             call.close()
             await self._no_answer()
-        done = await call
-        if strikes is When.AFTER:
-            self.die()
+        try:
+            done = await call
+        finally:
+            if strikes is When.AFTER:  # also where the server has refused it: nobody hears the refusal
+                self.die()
         if self.dead or self._outage.now:
             await self._no_answer()
         return done

@@ -16,6 +16,7 @@ from rerail_operator.shell.engine import Engine, EngineSettings
 from rerail_operator.shell.events import EventRecorder
 from rerail_operator.shell.leader import Candidate, Leadership
 from rerail_operator.shell.roster import Order
+from rerail_operator.shell.strikes.keeper import StrikeKeeper
 from rerail_operator.shell.tokens import Identity
 from tests.shell.hamlet import GPU
 
@@ -25,6 +26,7 @@ from .mortal import MortalCluster, Write
 if TYPE_CHECKING:
     from .village import Village
 
+SYSTEM = "rerail-system"
 START_SECONDS = 1.0
 """From the end of a process to the next."""
 
@@ -47,7 +49,7 @@ class WirelessCoordinator(Coordinator):
 
     def reached_by(self, agent: StandIn) -> None:
         """What accepting a connection does."""
-        connection, wire = AgentConnection(self, self._clock.monotonic()), Wire(agent)
+        connection, wire = AgentConnection(self), Wire(agent)
         wire.connection = connection
         self._connections.add(connection)
         connection.connection_made(wire)
@@ -60,6 +62,10 @@ class WirelessCoordinator(Coordinator):
         write = Write(f"order {order['do']}", "agent", {"pod": pod_uid, **order})
         return self.life.ordered(write, lambda: super(WirelessCoordinator, self).send(pod_uid, order))
 
+    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None:
+        if not self.life.dead:
+            super().advise(pod_uid, round_, checkpoint_seconds)
+
 
 class Operator:
     """One process, from its start to its death. The order of its parts is that of the real one."""
@@ -71,7 +77,7 @@ class Operator:
         self.leadership = Leadership(
             self.life,
             clock,
-            Candidate.of_pod("rerail-system", "rerail", name, name),
+            Candidate.of_pod(SYSTEM, "rerail", name, name),
             lambda why: self.life.die(),
         )
         self.coordinator = WirelessCoordinator(Trusting(), clock, self._agent_changed, self.leadership)
@@ -82,6 +88,8 @@ class Operator:
         )
         self._recorder = EventRecorder(self.life, clock, name)
         self.engine.record_with(self._recorder.record)
+        self._strikes = StrikeKeeper(self.life, SYSTEM, self.engine.fleet, self.leadership, clock)
+        self.engine.on_pass.append(self._strikes.passed)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _agent_changed(self, job_uid: str) -> None:
@@ -107,6 +115,8 @@ class Operator:
         self._tasks.append(asyncio.create_task(self.leadership.run()))
         await self.leadership.wait_elected()
         self._tasks.append(asyncio.create_task(self._recorder.run()))
+        await self._strikes.step()
+        self._tasks.append(asyncio.create_task(self._strikes.run()))
         await self.engine.lead()
 
     async def _bury(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from .mortal import Fate, When
-from .points import POINTS, Outcome, point_of, whole_life
+from .points import LIVES, POINTS, Outcome, point_of
 from .virtual import live
 
 
@@ -21,36 +21,49 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+LAST = "the job's time after its end is over"
+
+
 @pytest.fixture(scope="module")
-def undisturbed() -> Outcome:
-    """The life in which no operator dies."""
-    return live(whole_life(Fate()))
+def undisturbed() -> dict[str, Outcome]:
+    """The lives in which no operator dies."""
+    return {name: live(life(Fate())) for name, life in LIVES.items()}
 
 
-def test_a_life_whose_operator_lives_keeps_all_promises(undisturbed: Outcome) -> None:
-    assert undisturbed.problems() == []
-    assert undisturbed.operators == 1
+def test_a_life_whose_operator_lives_keeps_all_promises(undisturbed: dict[str, Outcome]) -> None:
+    for outcome in undisturbed.values():
+        assert outcome.problems() == []
+        assert outcome.operators == 1
 
 
-def test_the_same_life_makes_the_same_writes_and_meets_every_point(undisturbed: Outcome) -> None:
-    points = [point_of(write) for write in undisturbed.writes]
-    assert sorted(set(points)) == sorted(POINTS)
-    assert [point_of(write) for write in live(whole_life(Fate())).writes] == points
+def test_the_same_life_makes_the_same_writes_and_together_they_meet_every_point(
+    undisturbed: dict[str, Outcome],
+) -> None:
+    for name, outcome in undisturbed.items():
+        again = [point_of(write) for write in live(LIVES[name](Fate())).writes]
+        assert again == [point_of(write) for write in outcome.writes]
+    met = {point_of(write) for outcome in undisturbed.values() for write in outcome.writes}
+    assert sorted(met) == sorted(POINTS)
 
 
 @pytest.mark.parametrize("when", list(When))
 @pytest.mark.parametrize("point", POINTS)
 def test_an_operator_that_dies_loses_and_doubles_nothing(
-    point: str, when: When, undisturbed: Outcome
+    point: str, when: When, undisturbed: dict[str, Outcome]
 ) -> None:
-    numbers = [n for n, write in enumerate(undisturbed.writes, start=1) if point_of(write) == point]
+    name, numbers = where(point, undisturbed)
     # In the middle: of several agents some have been told, of several pods some are there.
-    fate = Fate({numbers[len(numbers) // 2]: when})
-    outcome = live(whole_life(fate))
+    number = numbers[len(numbers) // 2]
+    outcome = live(LIVES[name](Fate({number: when})))
     assert outcome.problems() == []
-    assert point_of(outcome.writes[numbers[len(numbers) // 2] - 1]) == point
-    last = point == POINTS_END and when is When.AFTER
-    assert outcome.operators == (1 if last else 2)
+    assert point_of(outcome.writes[number - 1]) == point
+    assert outcome.operators == (1 if point == LAST and when is When.AFTER else 2)
 
 
-POINTS_END = "the job's time after its end is over"
+def where(point: str, undisturbed: dict[str, Outcome]) -> tuple[str, list[int]]:
+    """A life that meets the point, and the numbers of the writes at which it does."""
+    for name, outcome in undisturbed.items():
+        numbers = [n for n, write in enumerate(outcome.writes, start=1) if point_of(write) == point]
+        if numbers:
+            return name, numbers
+    raise AssertionError(f"no life meets the point {point}")

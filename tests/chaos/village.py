@@ -38,10 +38,14 @@ class Village:
     replicas: int = 1
     troubled: bool = False  # leaders come and go
     agents: dict[str, StandIn] = field(default_factory=dict)  # by pod UID, as long as the process lives
+    kubelets_away: set[str] = field(default_factory=set)
+    homes: dict[str, str] = field(default_factory=dict)  # address -> node
+    probing: bool = True
     last_status: Object = field(default_factory=dict)
     ended_at: float | None = None
     pods_made: list[str] = field(default_factory=list)
     cut_off: set[str] = field(default_factory=set)  # nodes that reach nobody
+    _failures: list[BaseException] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def __aenter__(self) -> "Village":
@@ -49,6 +53,7 @@ class Village:
         serial = count(1)
         options = MemoryOptions(new_uid=lambda: f"{next(serial):05x}000-0000-4000-8000-000000000000")
         self.cluster = MemoryCluster(self.clock, options)
+        asyncio.get_running_loop().set_exception_handler(self._failed)
         self.program = Program(self)
         self.outage = Outage(self.cluster)
         for number in range(self.nodes):
@@ -66,6 +71,10 @@ class Village:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a callback raised: nobody awaits it."""
+        self._failures.append(context.get("exception") or AssertionError(context["message"]))
 
     # -- nodes, kubelets, agents
 
@@ -86,7 +95,7 @@ class Village:
         if meta["uid"] not in made:
             made.add(meta["uid"])
             self.pods_made.append(meta["name"])
-        if pod["spec"].get("nodeName") in self.cut_off:
+        if pod["spec"].get("nodeName") in self.cut_off | self.kubelets_away:
             return
         phase = (pod.get("status") or {}).get("phase", "Pending")
         if "deletionTimestamp" in meta:
@@ -112,9 +121,9 @@ class Village:
             agent = StandIn(
                 job=f"{meta['namespace']}/{labels['rerail.dev/job-name']}", job_uid=labels["rerail.dev/job-uid"],
                 pod=meta["name"], pod_uid=meta["uid"], node=pod["spec"]["nodeName"],
-                address=f"10.0.0.{len(self.pods_made)}", on_change=self.program.look, on_finish=self._finished,
+                address=f"10.0.0.{len(self.homes) + 1}", can_probe=self.probing, probes=self._probed, on_change=self.program.look, on_finish=self._finished,
             )  # fmt: skip
-            self.agents[meta["uid"]] = agent
+            self.agents[meta["uid"]], self.homes[agent.address] = agent, agent.node
             self._reconnect(agent)
             self._tasks.append(asyncio.create_task(self._keep_connected(agent)))
 
@@ -127,11 +136,11 @@ class Village:
         if agent.wire is None and agent.node not in self.cut_off and not agent.gone and not agent.frozen:
             self.operators.any_for(agent)
 
-    def _kill(self, agent: StandIn) -> None:
-        """The container with all its processes is gone."""
+    def _kill(self, agent: StandIn, silently: bool = False) -> None:
+        """The container with all its processes is gone; silently: nobody hangs up for it."""
         agent.gone = True
         self.agents.pop(agent.pod_uid, None)
-        if agent.wire is not None:
+        if agent.wire is not None and not silently:
             agent.wire.close()
         self.program.look()
 
@@ -161,7 +170,7 @@ class Village:
         """Power off: its processes are gone at once; after a while the API server says NotReady."""
         self.cut_off.add(name)
         for agent in [a for a in self.agents.values() if a.node == name]:
-            self._kill(agent)
+            self._kill(agent, silently=True)
         self.later(not_ready_after, self._node_ready, name, "Unknown")
 
     def node_returns(self, name: str) -> None:
@@ -185,6 +194,24 @@ class Village:
         known = {pod["metadata"]["uid"] for pod in (await self.cluster.list(Kind.POD)).items}
         for agent in [a for a in self.agents.values() if a.node == name and a.pod_uid not in known]:
             self._kill(agent)
+
+    def kubelet_dies(self, agent: StandIn) -> None:
+        """The container is gone and nobody says so; the machine lives."""
+        self.kubelets_away.add(agent.node)
+        self._kill(agent, silently=True)
+
+    def kubelet_returns(self, name: str) -> None:
+        self.kubelets_away.discard(name)
+        self.spawn(self._collect(name))
+
+    def _probed(self, address: str) -> str:
+        """What a peer finds that connects to the probe port of this address."""
+        agent = next((a for a in self.agents.values() if a.address == address), None)
+        if agent is None:
+            return "timeout" if self.homes.get(address) in self.cut_off else "refused"
+        if agent.node in self.cut_off:
+            return "timeout"
+        return "mute" if agent.frozen else "reached"
 
     def partition(self, name: str) -> None:
         """The node reaches nobody, and nobody learns of it but by silence; its processes run on."""
@@ -210,6 +237,8 @@ class Village:
 
     def check(self) -> None:
         """Raises what went wrong beside the test: a promise of the ranks that was broken, or a bug."""
+        if self._failures:
+            raise self._failures[0]
         self.operators.check()
         for task in self._tasks:
             if task.done() and not task.cancelled():
