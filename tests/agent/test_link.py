@@ -65,6 +65,36 @@ async def test_ranks_run_and_fail_while_the_leader_is_away(agent: AgentProcess) 
         assert ready["term"] == 4
 
 
+async def test_without_a_leader_a_failed_node_stops_keeps_its_evidence_and_waits(agent: AgentProcess) -> None:
+    async with Coordinator(term=3) as first:
+        agent.with_timing(unled_failure=1.0).start(
+            first.address, "sh", "-c", 'echo "rank $RANK"; exec sleep 1000'
+        )
+        await first.hello()
+        first.join(1)
+        await first.state("Ready", 1)
+        first.run(1, nproc=3)
+        await first.until(lambda r: r["ranks_alive"] == 3)
+        await eventually(lambda: agent.output().count("] rank ") == 3, "every rank's words")
+        pids, port = agent.rank_pids(), first.port
+        os.kill(pids[1], signal.SIGSEGV)
+        await first.state("Failed")
+        # As long as somebody leads, what follows is his to say.
+        await first.until(lambda r: r["exit"]["age"] > 1.5)
+        assert first.report["ranks_alive"] == 2
+    await agent.says("a rank has failed and no leader is there")
+    await eventually(lambda: not agent.below(), "the end of the other ranks")
+    async with Coordinator(term=4, port=port) as second:
+        report = (await second.hello())["report"]
+        assert (report["state"], report["round"], report["ranks_alive"]) == ("Failed", 1, 0)
+        assert (report["exit"]["signal"], report["exit"]["rank"], report["exit"]["ordered"]) == (11, 1, False)
+        assert report["exit"]["lines"] == ["rank 1"]
+        second.join(2)
+        await second.state("Ready", 2)
+        second.run(2, nproc=2)
+        assert (await second.until(lambda r: r["state"] == "Running"))["ranks_alive"] == 2
+
+
 async def test_an_unreachable_coordinator_is_told_once_with_what_to_check(agent: AgentProcess) -> None:
     port = free_port()
     agent.start(f"127.0.0.1:{port}", *SLEEP)

@@ -111,6 +111,13 @@ class Agent:
         unled = now - max(worker.done_since, link.led_at)
         if worker.state is AgentState.DONE and not link.connected and unled > self._timing.unled_completion:
             worker.leave_unled(now)
+        failed = worker.failed_since
+        if (
+            failed is not None
+            and not link.connected
+            and now - max(failed, link.led_at) > self._timing.unled_failure
+        ):
+            worker.stop_unled(now)
         if link.connected:
             self._tell(now)
 

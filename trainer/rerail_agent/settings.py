@@ -11,6 +11,7 @@ from rerail_api.contract import (
     PROBE_SECONDS,
     SILENT_SECONDS,
     UNLED_COMPLETION_SECONDS,
+    UNLED_FAILURE_SECONDS,
     Env,
 )
 
@@ -43,6 +44,7 @@ class Timing:
     connect: float = 5.0
     cannot_stop: float = CANNOT_STOP_SECONDS
     unled_completion: float = UNLED_COMPLETION_SECONDS
+    unled_failure: float = UNLED_FAILURE_SECONDS
     refused: float = 10.0
     complaint: float = 60.0
     progress: float = 0.5

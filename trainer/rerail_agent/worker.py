@@ -155,6 +155,21 @@ class Worker:
         """Every rank is done and no leader has come to say so."""
         self._leave(Leave(0, "done; no leader came to release this agent"), now, save=False)
 
+    def stop_unled(self, now: float) -> None:
+        """A rank has failed and no leader says what follows: end the others, for no step can be made.
+        The report stays that of the failure, with its evidence, until a leader opens a round.
+        """
+        self._site.console.say("a rank has failed and no leader is there: stopping the others, and waiting")
+        self._takedown = Takedown(self.ranks, self._timing.cannot_stop, self._survivors)
+        self._takedown.abort(now)
+
+    @property
+    def failed_since(self) -> float | None:
+        """When the round failed here, as long as others of its ranks run on and nothing ends them."""
+        first = self.ranks.first_failed
+        unanswered = self.state is AgentState.FAILED and self.ranks.alive and self._takedown is None
+        return first.ended_at if first is not None and unanswered else None
+
     # ------------------------------------------------------------------ what goes out
 
     @property
