@@ -10,6 +10,7 @@ from rerail_operator.shell.cluster import Kind, Object
 from rerail_operator.shell.memory_faults import Fault, FaultKind
 from tests.shell.agent_client import Frame
 from tests.shell.hamlet import Hamlet, hamlet, job
+from tests.shell.waiting import until
 
 
 async def test_a_job_runs_and_completes(tmp_path: Path) -> None:
@@ -128,6 +129,29 @@ async def test_a_template_that_the_server_refuses_is_told_and_nothing_is_claimed
         assert await there.pods() == {}
         await there.cluster.create(Kind.JOB, "default", job("second"))
         await there.until("second", phase="Running")
+
+
+async def test_an_agent_of_an_older_round_whose_pod_is_gone_is_sent_away(tmp_path: Path) -> None:
+    async with hamlet(tmp_path) as there:
+        await there.cluster.create(Kind.JOB, "default", job())
+        await there.until("gpt", phase="Running")
+        (uid, name) = sorted(
+            (pod["metadata"]["uid"], pod["metadata"]["name"]) for pod in (await there.pods()).values()
+        )[1]
+        zombie = there.agents[name]
+        await there.cluster.delete(Kind.POD, "default", name, uid=uid, grace_seconds=0)
+        seen = await there.until("gpt", phase="Running", round=2)
+        assert seen["restarts"]["total"] == 1
+        # The node that was cut off is back, and on it the container that nobody has ended.
+        await until(
+            lambda: [order for order in zombie.received if order.get("do") == "finish"], what="its dismissal"
+        )
+        assert [order.get("do") for order in zombie.received if order["kind"] == "order"] == [
+            "join",
+            "run",
+            "finish",
+        ]
+        assert zombie.received[-1]["message"] == "its pod is gone and round 2 has begun without it"
 
 
 async def test_a_deleted_job_leaves_no_pod(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SOON = timedelta(seconds=0.2)
 COMPARE_SECONDS = 4.0
 REST_PER_COMPARING = 100.0
+TERMINATED = 143  # as a container ends that was told to: 128 + SIGTERM
 
 
 class FieldDropped(Exception):
@@ -247,10 +248,18 @@ class Reconciler:
             )
 
     def _forget_agents(self, uid: str, world: World) -> None:
+        """Agents without a pod are forgotten once they are gone; one that ran an older round is sent away
+        first: its pod was deleted while its node was cut off. One that ran none may be ahead of our picture.
+        """
         agents = self._senses.coordinator.agents(uid)
+        now = world.job.status.round if world.job is not None else 0
         for pod_uid in agents.keys() - {pod.uid for pod in world.pods}:
             if not agents[pod_uid].connected:
                 self._senses.coordinator.forget(pod_uid)
+            elif 0 < agents[pod_uid].round < now:
+                why = f"its pod is gone and round {now} has begun without it"
+                order = {"kind": "order", "do": "finish", "code": TERMINATED, "message": why}
+                self._senses.coordinator.send(pod_uid, order)
 
     def _record(self, job: TrainingJob, notes: tuple[Note, ...]) -> None:
         for note in notes:
