@@ -3,7 +3,7 @@
 import os
 import signal
 
-from .gang import Yard
+from .gang import Yard, free_port
 
 JOB_A = {"RERAIL_JOB": "team/a", "RERAIL_JOB_UID": "uid-a"}
 JOB_B = {"RERAIL_JOB": "team/b", "RERAIL_JOB_UID": "uid-b"}
@@ -114,3 +114,19 @@ def test_another_local_run_in_the_same_folder_is_refused(yard: Yard) -> None:
     second = yard.start(*LONG)
     assert second.wait() == [64]
     assert f"in use by another local run, process {first.pids[0]}" in second.output()
+
+
+def test_a_rank_of_an_older_round_at_the_right_door_meets_nobody(
+    yard: Yard, uninterrupted: dict[int, float]
+) -> None:
+    """Ports are used again: an old rank may find the store of a newer round where it was told its own is."""
+    port = {"MASTER_PORT": str(free_port())}
+    first = yard.start(ranks=2, missing=(1,), env={**in_round(JOB_A, 5), **port})
+    zombie = yard.start(
+        "--parallel.init_seconds=6", ranks=2, missing=(0,), env={**in_round(JOB_A, 4), **port}
+    )
+    assert zombie.wait() == [85]
+    assert "could not meet the others" in zombie.output()
+    second = yard.start(ranks=2, missing=(0,), env={**in_round(JOB_A, 5), **port})
+    assert (first.wait(), second.wait()) == ([0], [0])
+    assert first.losses() == uninterrupted

@@ -15,7 +15,10 @@ LOCAL_JOB = "local"
 
 @dataclass(frozen=True)
 class RankIdentity:
-    """One rank; `launched` is false for a single process that was started with no rank environment at all."""
+    """One rank; `launched` is false for a single process that was started with no rank environment at all.
+
+    `gathering` names the job's round: only ranks that say the same meet.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -23,6 +26,7 @@ class RankIdentity:
     local_world_size: int = 1
     master_addr: str = "127.0.0.1"
     launched: bool = False
+    gathering: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def rank_identity(env: Mapping[str, str]) -> RankIdentity:
         local_world_size=_integer(env, Env.LOCAL_WORLD_SIZE, default=1),
         master_addr=env.get(Env.MASTER_ADDR, "127.0.0.1"),
         launched=bool(env.get(Env.MASTER_PORT)),
+        gathering=f"{env.get(Env.JOB_UID, '')}/{env[Env.ROUND]}" if env.get(Env.ROUND) else "",
     )
 
 

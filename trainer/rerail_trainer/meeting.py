@@ -70,12 +70,9 @@ def _start(identity: RankIdentity, config: Config, device: torch.device) -> Any:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     patience = timedelta(seconds=config.parallel.init_seconds)
     if identity.launched:
+        store = _store_of(identity, patience)
         dist.init_process_group(
-            backend,
-            rank=identity.rank,
-            world_size=identity.world_size,
-            timeout=patience,
-            init_method="env://",
+            backend, store=store, rank=identity.rank, world_size=identity.world_size, timeout=patience
         )
     else:
         dist.init_process_group(backend, store=_store_of_one(), rank=0, world_size=1, timeout=patience)
@@ -93,6 +90,19 @@ def _set_timeout(limit: timedelta) -> None:
         public(limit)
     else:
         dist.distributed_c10d._set_pg_timeout(limit)
+
+
+def _store_of(identity: RankIdentity, patience: timedelta) -> Any:
+    """The store at MASTER_ADDR, of which this round sees its own keys only. Ports are used again: a rank of
+    an older round may find this door, and must find nobody behind it.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined] # as in `_store_of_one`
+    from torch.distributed.rendezvous import rendezvous
+
+    meeting: Any = rendezvous("env://", identity.rank, identity.world_size, timeout=patience)
+    store, _, _ = next(meeting)
+    store.set_timeout(patience)
+    return PrefixStore(identity.gathering, store) if identity.gathering else store
 
 
 def _store_of_one() -> Any:
