@@ -78,6 +78,11 @@ def _frozen(victim: Victim) -> None:
     victim.village.later(PARTITION_SECONDS, setattr, victim.agent, "frozen", False)
 
 
+def _hangs(victim: Victim) -> None:
+    """A rank never enters the collective in which the others wait; everybody talks on."""
+    victim.village.program.hung = victim.agent.round
+
+
 def _vanishes(victim: Victim) -> None:
     node = victim.agent.node
     victim.village.kubelet_dies(victim.agent)
@@ -133,6 +138,7 @@ BLOWS: dict[Sign, Deal] = {
     Sign.WATCHDOG: _exits(ExitCode.HANG),
     Sign.RENDEZVOUS_FAILED: _exits(ExitCode.RENDEZVOUS_FAILED),
     Sign.OTHER_EXIT: _crashes,
+    Sign.NO_STEP: _hangs,
 }
 """After these the job goes on."""
 

@@ -31,6 +31,7 @@ class Program:
         self.step = 0
         self.round = 0
         self.stepping = False
+        self.hung = 0  # in this round no step is made any more
         self.losses: list[tuple[int, float]] = []
         self.resumptions: list[Resumption] = []
         self._ran: dict[tuple[int, int], str] = {}
@@ -74,6 +75,8 @@ class Program:
             assert round_ > self.round, f"round {round_} steps after round {self.round}"
             self.round, self.step = round_, self.committed
             self.resumptions.append(Resumption(round_, self.step, self.committed))
+            return
+        if self.hung == round_:
             return
         if self.step < self.total_steps:
             self.step += 1
