@@ -149,6 +149,7 @@ class StandIn:
         return {
             "state": self.state, "round": self.round, "term": self.term, "release": self.release,
             "address": self.address, "port": self.port, "exit": exit_, "ranks_alive": self.ranks_alive,
+            "step_seconds_p99": None if self.progress is None else 0.5,
             "progress": self.progress, "probe_port": PROBE_PORT if self.can_probe else None,
             "progress_age": None if self.progress is None else round(now - self.told_at, 3),
         }  # fmt: skip

@@ -78,6 +78,10 @@ class StandIns:
         """The connection breaks and does not come back."""
         self._call(self._mute(self._of(pod)))
 
+    def unmute(self, pod: str) -> None:
+        """It looks for a coordinator again."""
+        self._of(pod).mute = False
+
     def term(self, pod: str) -> int:
         """The highest leader's term that this agent has seen."""
         return int(self._of(pod).client.report["term"])

@@ -39,6 +39,25 @@ def test_an_operator_killed_in_the_middle_of_a_restart_finishes_it_once(yard: Ya
     assert (seen["restarts"]["total"], len(seen["incidents"])) == (2, 2)
 
 
+def test_a_leader_killed_between_a_raised_round_and_its_release_leaves_one_restart(yard: Yard) -> None:
+    (leader,) = yard.operate(1)
+    yard.submit(job("halfway"))
+    yard.until_job("halfway", phase="Running")
+    first, second = yard.pods("halfway")
+    before = yard.uids("halfway")
+    yard.agents.mute(first)  # it cannot come to the barrier: the round is raised and stays closed
+    yard.agents.fail(second, rank=1, exit_code=3)
+    seen = yard.until_job("halfway", round=2)
+    leader.kill()
+    assert seen["releasedRound"] == yard.status("halfway")["releasedRound"] == 1
+    yard.agents.unmute(first)
+    yard.operate(1)
+    seen = yard.until_job("halfway", phase="Running", round=2, releasedRound=2)
+    assert (seen["restarts"]["total"], len(seen["incidents"])) == (1, 1)
+    assert yard.uids("halfway") == before
+    assert {len(yard.agents.orders(pod, "run")) for pod in (first, second)} == {2}
+
+
 def test_a_standby_takes_over_from_a_killed_leader_and_repeats_nothing(yard: Yard) -> None:
     both = yard.operate(2)
     yard.submit(job("held"))
