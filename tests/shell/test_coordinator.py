@@ -247,18 +247,3 @@ async def test_stop_hangs_up_and_frees_the_port(desk: Desk) -> None:
     assert await client.ended()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
-
-
-async def test_advice_goes_to_agents_that_are_there_and_what_they_have_is_seen(desk: Desk) -> None:
-    client = await desk.agent()
-    await client.receive("welcome")
-    await until(lambda: desk.seen())
-    assert desk.seen().advised is None  # an agent of the version before says nothing of it
-    await client.say(checkpoint_seconds=0)
-    await until(lambda: desk.seen().advised == 0)
-    desk.coordinator.advise("uid-0", 3, 118)
-    desk.coordinator.advise("uid-of-nobody", 3, 118)
-    advice = await client.receive("advice")
-    assert advice == {"kind": "advice", "term": 1, "round": 3, "checkpoint_seconds": 118}
-    await client.say(checkpoint_seconds=118)
-    await until(lambda: desk.seen().advised == 118)

@@ -65,3 +65,18 @@ async def test_progress_is_cleaned_and_told_rarely(desk: Desk) -> None:
     assert len(desk.changes) - before <= 3, "fifty lines within a moment are told in bursts of 0.1 s"
     progress = desk.seen().progress
     assert (progress.loss, progress.contract, progress.total_steps) == (2.5, True, None)
+
+
+async def test_advice_goes_to_agents_that_are_there_and_what_they_have_is_seen(desk: Desk) -> None:
+    client = await desk.agent()
+    await client.receive("welcome")
+    await until(lambda: desk.seen())
+    assert desk.seen().advised is None  # an agent of the version before says nothing of it
+    await client.say(checkpoint_seconds=0)
+    await until(lambda: desk.seen().advised == 0)
+    desk.coordinator.advise("uid-0", 3, 118)
+    desk.coordinator.advise("uid-of-nobody", 3, 118)
+    advice = await client.receive("advice")
+    assert advice == {"kind": "advice", "term": 1, "round": 3, "checkpoint_seconds": 118}
+    await client.say(checkpoint_seconds=118)
+    await until(lambda: desk.seen().advised == 118)
