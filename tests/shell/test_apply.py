@@ -46,10 +46,7 @@ class Nobody:
     def send(self, pod_uid: str, order: Mapping[str, object]) -> bool:
         return False
 
-    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None:
-        return
-
-    def ask(self, pod_uid: str, question: Mapping[str, object]) -> None:
+    def mention(self, pod_uid: str, frame: Mapping[str, object]) -> None:
         return
 
     def note_pod(self, raw: Object) -> None:

@@ -13,7 +13,7 @@ __all__ = ["desk", "open_desk"]
 async def test_where_ranks_stand_is_asked_and_heard_and_ages_become_instants(desk: Desk) -> None:
     client = await desk.agent()
     await client.receive("welcome")
-    desk.coordinator.ask("uid-0", {"kind": "stacks", "round": 1, "step": 40})
+    desk.coordinator.mention("uid-0", {"kind": "stacks", "round": 1, "step": 40})
     assert await client.receive("stacks") == {"kind": "stacks", "round": 1, "step": 40, "term": 1}
     place = {"ranks": [1], "state": "T", "where": "loop.py:1 f", "waits": "", "told": False, "of": "later"}
     told = {"progress": {"step": 40, "phase": "train"}, "progress_age": 1.0, "moved_age": 7.0}
@@ -33,7 +33,7 @@ async def test_where_ranks_stand_is_asked_and_heard_and_ages_become_instants(des
 
 
 async def test_nobody_is_asked_who_is_away(desk: Desk) -> None:
-    desk.coordinator.ask("uid-0", {"kind": "stacks", "round": 1, "step": 40})
+    desk.coordinator.mention("uid-0", {"kind": "stacks", "round": 1, "step": 40})
     client = await desk.agent()
     assert (await client.receive())["kind"] == "welcome"
     assert (await client.receive())["kind"] == "ping", "a question is not kept"
@@ -74,8 +74,8 @@ async def test_advice_goes_to_agents_that_are_there_and_what_they_have_is_seen(d
     assert desk.seen().advised is None  # an agent of the version before says nothing of it
     await client.say(checkpoint_seconds=0)
     await until(lambda: desk.seen().advised == 0)
-    desk.coordinator.advise("uid-0", 3, 118)
-    desk.coordinator.advise("uid-of-nobody", 3, 118)
+    desk.coordinator.mention("uid-0", {"kind": "advice", "round": 3, "checkpoint_seconds": 118})
+    desk.coordinator.mention("uid-of-nobody", {"kind": "advice", "round": 3})
     advice = await client.receive("advice")
     assert advice == {"kind": "advice", "term": 1, "round": 3, "checkpoint_seconds": 118}
     await client.say(checkpoint_seconds=118)

@@ -53,9 +53,7 @@ class Orders(Protocol):
 
     def send(self, pod_uid: str, order: dict[str, object]) -> bool: ...
 
-    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None: ...
-
-    def ask(self, pod_uid: str, question: dict[str, object]) -> None: ...
+    def mention(self, pod_uid: str, frame: dict[str, object]) -> None: ...
 
 
 class Sightings(Protocol):
@@ -140,10 +138,12 @@ class Applier:
                     self._orders.send(uid, {"do": "run", "round": round_, "release": body})
             case Advise(pod_uids, round_, seconds):
                 for uid in pod_uids:
-                    self._orders.advise(uid, round_, seconds)
+                    self._orders.mention(
+                        uid, {"kind": "advice", "round": round_, "checkpoint_seconds": seconds}
+                    )
             case AskStacks(pod_uids, round_, step):
                 for uid in pod_uids:
-                    self._orders.ask(uid, {"kind": "stacks", "round": round_, "step": step})
+                    self._orders.mention(uid, {"kind": "stacks", "round": round_, "step": step})
             case OrderFinish(pod_uids, code, message):
                 self._all_are_told(pod_uids, {"do": "finish", "code": code, "message": message})
             case _:

@@ -153,20 +153,13 @@ class Coordinator:
             self._send_order(record)
         return True
 
-    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None:
-        """Pass advice on where the agent is connected. Not kept: its report shows what it has, and a pass
-        that finds it missing says it again.
+    def mention(self, pod_uid: str, frame: Order) -> None:
+        """Say something besides the order: {"kind": ...}; the term is filled in here. Not kept: what was
+        meant for an agent that is away is said again.
         """
         record = self._roster.get(pod_uid)
         if record is not None and record.link is not None:
-            told = {"round": round_, "checkpoint_seconds": checkpoint_seconds}
-            record.link.write({"kind": "advice", "term": self._leadership.term, **told})
-
-    def ask(self, pod_uid: str, question: Order) -> None:
-        """Put a question: {"kind": ...}; the term is filled in here. Not kept: who is away is asked again."""
-        record = self._roster.get(pod_uid)
-        if record is not None and record.link is not None:
-            record.link.write({**question, "term": self._leadership.term})
+            record.link.write({**frame, "term": self._leadership.term})
 
     def forget(self, pod_uid: str) -> None:
         """The pod is gone for good: drop what is known of it and its connection."""
