@@ -3,11 +3,8 @@
 from rerail_api.contract import AgentState
 from rerail_operator.core.world import Place
 
-from .test_coordinator import Desk, desk, open_desk
+from .agent_desk import Desk
 from .waiting import until
-
-__all__ = ["desk", "open_desk"]
-"""Fixtures."""
 
 
 async def test_where_ranks_stand_is_asked_and_heard_and_ages_become_instants(desk: Desk) -> None:
