@@ -55,6 +55,10 @@ bench-trainer: ## the trainer's speed on whatever is here, where a step's time g
 	@$(PYTHON) scripts/rings.py --setup-only
 	@$(VENV_PYTHON) -m bench.trainer
 
+chaos-nodes: ## twenty lives on real nodes, hurt at random moments (Linux, root, Go; a quarter of an hour)
+	@$(PYTHON) scripts/rings.py --setup-only --without-torch
+	@$(VENV_PYTHON) -m tests.chaos nodes
+
 bench: ## restarts in place up to 18,750 agents; gang start and restart at 200 and 1,875 nodes against the floor (Go)
 	@$(PYTHON) scripts/rings.py --setup-only --without-torch
 	@$(VENV_PYTHON) -m bench
