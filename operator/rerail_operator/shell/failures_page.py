@@ -41,9 +41,9 @@ _HANGS: Final = f"""
 
 Until an incident closes it follows what is learned of it, with event `Corrected`: class, charge and counts
 change in one write, the restart stays counted once, and the message keeps what was thought first. A lost
-container, a silent agent or a rank killed by SIGKILL was out of memory when the kubelet says so; a silent agent
-was a lost node when the API server says so; a failure within {DISRUPTED_SOON.seconds} s before the pod's
-DisruptionTarget was a preemption or a drain. What a user's rule has charged stays charged as it was.
+container, a silent agent or a rank killed by SIGKILL was out of memory when the kubelet says so; a silent
+agent was a lost node when the API server says so; a failure within {DISRUPTED_SOON.seconds} s before the
+pod's DisruptionTarget was a preemption or a drain. What a user's rule has charged stays charged as it was.
 
 ## Hangs
 
