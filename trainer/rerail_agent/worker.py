@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +30,9 @@ from rerail_agent.settings import Settings, Timing
 from rerail_agent.stacks import Lookout
 from rerail_agent.takedown import Outcome, Takedown
 from rerail_agent.warmstart import Garage, Parking, read_program
-from rerail_agent.workspace import Workspace
+from rerail_agent.workspace import Cleaner, Workspace
 from rerail_api.contract import AgentState, ExitCode
 
-QUICK_SECONDS = 0.01
 TERMINATED_CODE = 128 + signal.SIGTERM
 _TABLE = frozenset(code.value for code in ExitCode if code is not ExitCode.DONE)
 _UNSETTLED = (AgentState.IDLE, AgentState.READY, AgentState.RUNNING, AgentState.STOPPING)
@@ -73,7 +71,7 @@ class Worker:
         self._parking = self._park()
         self._takedown: Takedown | None = None
         self._goal: Join | Stop | Leave | None = None
-        self._emptying: threading.Thread | None = None
+        self._cleaner = Cleaner(site.workspace)
         self._lookout = Lookout()
         self._forget(0)
         self.term = 0
@@ -288,18 +286,7 @@ class Worker:
 
     def _prepared(self, now: float) -> bool:
         """The place is empty, and what is imported once for all rounds is imported."""
-        return self._emptied() and self._parking.settled(now)
-
-    def _emptied(self) -> bool:
-        """What the old round left is removed; in a thread, for a large cache must not stop the heartbeat."""
-        if self._emptying is None:
-            self._emptying = threading.Thread(target=self._site.workspace.clean, name="cleaner", daemon=True)
-            self._emptying.start()
-            self._emptying.join(QUICK_SECONDS)
-        if self._emptying.is_alive():
-            return False
-        self._emptying = None
-        return True
+        return self._cleaner.done() and self._parking.settled(now)
 
     def _stuck(self) -> None:
         if self.state is not AgentState.STUCK:

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from rerail_api.contract import ADVICE_CHECKPOINT_SECONDS
 
+QUICK_SECONDS = 0.01
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - named on purpose: what dead ranks leave there is memory lost
 
 
@@ -80,6 +82,25 @@ class Workspace:
                 continue
             if ours and Path(entry.path) != self._base:
                 _remove(Path(entry.path))
+
+
+class Cleaner:
+    """Removes what a round has left in a thread, for a large cache must not stop the heartbeat."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._thread: threading.Thread | None = None
+
+    def done(self) -> bool:
+        """Begins where it has not; whether all is removed, which the next call begins anew."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._workspace.clean, name="cleaner", daemon=True)
+            self._thread.start()
+            self._thread.join(QUICK_SECONDS)
+        if self._thread.is_alive():
+            return False
+        self._thread = None
+        return True
 
 
 def _make_base(shared_memory: Path) -> Path:
