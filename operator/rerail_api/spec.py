@@ -150,6 +150,61 @@ def _each_name_once(rules: tuple[FailureRule, ...]) -> tuple[FailureRule, ...]:
     return rules
 
 
+MAX_RUNG_LIMIT: Final = 16
+RungLimit = Annotated[int, Field(ge=0, le=MAX_RUNG_LIMIT)]
+RungDeadline = Annotated[int, Field(ge=1, le=86_400)]
+
+
+class InPlaceRung(ApiModel):
+    """Restart the processes, in the same pods."""
+
+    limit: RungLimit = Field(
+        default=2,
+        description="How often a node rank may fail in place without progress before its pod is swapped.",
+    )
+    deadline_seconds: RungDeadline = Field(
+        default=60,
+        description="Seconds for all agents to stand at the barrier; then pods that do not are swapped.",
+    )
+
+
+class SwapRung(ApiModel):
+    """Replace the failed pods, by spares first."""
+
+    limit: RungLimit = Field(
+        default=3,
+        description="How often a node rank may be swapped without progress before the gang is recreated.",
+    )
+    deadline_seconds: RungDeadline = Field(
+        default=300,
+        description="Seconds for all agents to stand at the barrier; then the gang is recreated.",
+    )
+
+
+class RecreateRung(ApiModel):
+    """Replace every pod of the gang."""
+
+    limit: RungLimit = Field(
+        default=2,
+        description="How often the gang may be recreated without progress before the job fails; "
+        "what is charged to nobody never fails it.",
+    )
+    deadline_seconds: RungDeadline = Field(
+        default=600,
+        description="Seconds for all agents to stand at the barrier; then all nodes are given back.",
+    )
+
+
+class Ladder(ApiModel):
+    """The repairs from the cheapest to the dearest, each with a limit and a deadline."""
+
+    in_place: InPlaceRung = Field(
+        default=InPlaceRung(), description="Restart the processes, in the same pods."
+    )
+    swap: SwapRung = Field(default=SwapRung(), description="Replace the failed pods, by spares first.")
+    recreate: RecreateRung = Field(default=RecreateRung(), description="Replace every pod of the gang.")
+
+
 class FailurePolicy(ApiModel):
     """How often and for which failures the job is restarted."""
 
@@ -176,6 +231,10 @@ class FailurePolicy(ApiModel):
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["name"],
         },
+    )
+    ladder: Ladder = Field(
+        default=Ladder(),
+        description="When a repair that did not help gives way to the next: in place, swap, recreate, fail.",
     )
 
 

@@ -71,6 +71,14 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
+class Rung(StrEnum):
+    """How the gang was repaired after an interruption."""
+
+    IN_PLACE = "InPlace"
+    SWAP = "Swap"
+    RECREATE = "Recreate"
+
+
 class Condition(ApiModel):
     """One condition, as everywhere in Kubernetes."""
 
@@ -153,6 +161,9 @@ class Incident(ApiModel):
     class_: IncidentClass = Field(description="What kind of failure it was.")
     charged: bool = Field(default=False, description="Whether it was charged to the job.")
     rule: Tag | None = Field(default=None, description="Name of the user's rule that decided, if one did.")
+    rung: Rung | None = Field(
+        default=None, description="How it was repaired, as far as that had to go; none where the job ended."
+    )
     fingerprint: Word = Field(
         default="", description="Class, code or signal, and exception type, in one word."
     )
@@ -252,6 +263,11 @@ class TrainingJobStatus(ApiModel):
     released_round: Count = Field(
         default=0,
         description="The newest round whose barrier was released: its ranks were told to run.",
+    )
+    gang_round: Count = Field(
+        default=0,
+        description="The round in which the whole gang was last recreated: pods that hold their node rank "
+        "for longer are replaced.",
     )
     template_revision: Name | None = Field(
         default=None, description="ControllerRevision that the pods are made from."

@@ -103,7 +103,12 @@ def test_the_fields_are_the_frozen_list() -> None:
 def test_optional_objects_are_defaulted_so_that_their_fields_are() -> None:
     spec = open_api_schema()["properties"]["spec"]["properties"]
     assert spec["checkpoint"]["default"] == {"path": "/checkpoints", "resume": "Auto", "graceSeconds": 120}
-    assert spec["failurePolicy"]["default"] == {"maxRestarts": 10, "rules": []}
+    ladder = {
+        "inPlace": {"limit": 2, "deadlineSeconds": 60},
+        "swap": {"limit": 3, "deadlineSeconds": 300},
+        "recreate": {"limit": 2, "deadlineSeconds": 600},
+    }
+    assert spec["failurePolicy"]["default"] == {"maxRestarts": 10, "rules": [], "ladder": ladder}
     assert "default" not in open_api_schema()["properties"]["status"]
 
 

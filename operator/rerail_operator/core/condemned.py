@@ -6,6 +6,7 @@ A lost, stuck, silent or evicted pod is one incident, not one in every pass unti
 from dataclasses import replace
 from datetime import datetime
 
+from rerail_api.status import TrainingJobStatus
 from rerail_api.v1alpha1 import TrainingJob
 
 from .evidence import hold_if_ours, unfit
@@ -28,12 +29,13 @@ def with_condemned(
     faults = [fault for seat in taken if (fault := unfit(world, seat, now)) is not None]
     bad = {fault.node_rank for fault in hold_if_ours(world, faults, taken, now)}
     return tuple(
-        replace(seat, condemned=True) if _is_condemned(seat, round_, away, bad) else seat for seat in taken
+        replace(seat, condemned=True) if _is_condemned(seat, job.status, away, bad) else seat
+        for seat in taken
     )
 
 
-def _is_condemned(seat: Seat, round_: int, away: dict[str, str], bad: set[int]) -> bool:
+def _is_condemned(seat: Seat, status: TrainingJobStatus, away: dict[str, str], bad: set[int]) -> bool:
     pod = seat.pod
-    if pod is None or not pod.alive or pod.since_round >= round_:
+    if pod is None or not pod.alive or pod.since_round >= status.round:
         return False
-    return pod.node in away or seat.node_rank in bad
+    return pod.since_round < status.gang_round or pod.node in away or seat.node_rank in bad

@@ -7,6 +7,7 @@ from rerail_api.status import ConditionType
 from rerail_api.v1alpha1 import TrainingJob
 
 from . import queueing
+from .climbing import climb, clock
 from .condemned import with_condemned
 from .correction import correction
 from .ending import after_the_end, completed, failed, tear_down
@@ -47,7 +48,8 @@ def decide(world: World, now: datetime) -> Plan:
 
 def _outcome(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
     outcome = with_fallen(world, job, _step(world, job, taken, now))
-    return tend(world, job, taken, outcome, now)
+    outcome = tend(world, job, taken, outcome, now)
+    return replace(outcome, memory={**clock(world, job, now), **outcome.memory})
 
 
 def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
@@ -88,7 +90,7 @@ def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
         return queueing.give_back(
             Reason.GAVE_BACK, f"the gang was not complete in time: {blocked_by(taken, status.round)}"
         )
-    return gather(world, job, taken, now)
+    return climb(world, job, taken, now) or gather(world, job, taken, now)
 
 
 def _all_done(job: TrainingJob, taken: tuple[Seat, ...]) -> bool:

@@ -117,16 +117,8 @@ def _fill(
     rest = _without(missing, chosen)
     tidy, notes = (*tidy, *promote(chosen, round_)), _told(taken, chosen)
     if isinstance(plan, Refusal):
-        waits = starting(
-            job,
-            Reason.UNPLACEABLE,
-            plan.message,
-            Stage.PLACEMENT,
-            actions=tidy,
-            requeue_after=min(startup_time_left(job, now), RETRY_PLACE),
-            because="a node rank must move and there is no room: the others wait at the barrier",
-        )
-        return replace(waits, notes=notes)
+        waits = _waits_for_room(job, plan, _going(world, taken, avoided(job, now)), now)
+        return replace(waits, actions=tidy, notes=notes)
     if rest and not world.template_frozen:
         return replace(_freeze(job), actions=(*tidy, *_freeze(job).actions), notes=notes)
     name, uid, slots = job.metadata.name, job.metadata.uid, _slots(world, taken, rest)
@@ -144,6 +136,33 @@ def _fill(
         because="node ranks without a pod get one",
     )
     return replace(outcome, notes=notes)
+
+
+def _waits_for_room(job: TrainingJob, refusal: Refusal, going: str, now: datetime) -> Outcome:
+    return starting(
+        job,
+        Reason.PLACING_PODS if going else Reason.UNPLACEABLE,
+        going or refusal.message,
+        Stage.PLACEMENT,
+        requeue_after=min(startup_time_left(job, now), RETRY_PLACE),
+        because="a node rank must move and there is no room: the others wait at the barrier",
+    )
+
+
+def _going(world: World, taken: tuple[Seat, ...], away: Mapping[str, str]) -> str:
+    """Which pods of the gang are about to leave good nodes, and make room there; "" when none is."""
+    kept = {seat.pod.uid for seat in taken if seat.filled and seat.pod is not None}
+    going = [
+        pod.name
+        for pod in world.pods
+        if pod.uid not in kept
+        and not pod.spare
+        and not pod.ended
+        and pod.node not in away
+        and (node := world.nodes.get(pod.node)) is not None
+        and node.ready is True
+    ]
+    return f"{len(going)} pods of the gang have not gone yet, first {min(going)}" if going else ""
 
 
 def _without(missing: tuple[int, ...], chosen: Mapping[int, Pod]) -> tuple[int, ...]:

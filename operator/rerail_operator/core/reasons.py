@@ -40,6 +40,7 @@ class Reason(StrEnum):
     RELEASES_DIFFER = "ReleasesDiffer"
     NAME_TAKEN = "NameTaken"
     GAVE_BACK = "GaveBack"
+    RUNG_GIVEN_UP = "RungGivenUp"
     SPARE_TAKES_RANK = "SpareTakesRank"
     SPARE_GIVEN_UP = "SpareGivenUp"
     SPEC_CHANGED = "SpecChanged"
@@ -57,6 +58,7 @@ class Reason(StrEnum):
     USER_ERROR = "UserError"
     REPEATED_FAILURE = "RepeatedFailure"
     RESTART_BUDGET_EXHAUSTED = "RestartBudgetExhausted"
+    LADDER_EXHAUSTED = "LadderExhausted"
     STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
     ACTIVE_DEADLINE_EXCEEDED = "ActiveDeadlineExceeded"
     # checkpoints
@@ -95,6 +97,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.RELEASES_DIFFER: "Two nodes hold different releases of one round; a new round is opened.",
     Reason.NAME_TAKEN: "A pod of the planned name exists already; a new round gives new names.",
     Reason.GAVE_BACK: "The gang could not be completed in time and gave its nodes back.",
+    Reason.RUNG_GIVEN_UP: "A repair took too long; the next rung of the ladder is taken.",
     Reason.SPARE_TAKES_RANK: "A spare that stood ready takes the place of a pod that was lost.",
     Reason.SPARE_GIVEN_UP: "A spare makes room for a job that would wait without it.",
     Reason.SPEC_CHANGED: "The spec was changed while suspended; the job starts again from the new one.",
@@ -110,6 +113,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.USER_ERROR: "The program says that a restart cannot help (bad configuration, data or checkpoint).",
     Reason.REPEATED_FAILURE: "The same failure came at the same point too often.",
     Reason.RESTART_BUDGET_EXHAUSTED: "More charged restarts without progress than maxRestarts allows.",
+    Reason.LADDER_EXHAUSTED: "The gang was recreated as often as the ladder allows, without progress.",
     Reason.STARTUP_DEADLINE_EXCEEDED: "The ranks did not all run within startupDeadlineSeconds.",
     Reason.ACTIVE_DEADLINE_EXCEEDED: "The job was active for longer than activeDeadlineSeconds.",
     Reason.VOLUME_IS_DURABLE: "The checkpoint path lies on a volume that outlives the pod.",

@@ -1,6 +1,7 @@
 """From a fault to its answer: collect evidence, name the root, write the intent. The next pass acts."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from rerail_api.contract import LOG_LINES, STACKS_SECONDS
@@ -9,13 +10,16 @@ from rerail_api.status import (
     ExcludedNode,
     Incident,
     Phase,
+    Rung,
     Stage,
 )
 from rerail_api.v1alpha1 import TrainingJob
 
+from .climbing import room_elsewhere
 from .ending import failed, with_incident
 from .evidence import Fault
 from .gang import Seat
+from .ladder import Case, Choice, rung, rungs_taken
 from .outcome import Outcome
 from .plan import AskStacks, Level, Note
 from .progress import last_step
@@ -23,7 +27,7 @@ from .reasons import Reason
 from .restarts import Verdict, judge, signal_name
 from .rootcause import root_cause, still_collecting
 from .standstill import Standstill, hang, unanswered
-from .taxonomy import Cause, Sign
+from .taxonomy import BROKEN, Action, Cause, Sign
 from .waiting import excluding
 from .world import World
 
@@ -88,8 +92,44 @@ def _settle(
     if verdict.end is not None:
         end = failed(job, verdict.end, verdict.why, now, incident=incident)
         return replace(end, stood_still=root.sign is Sign.NO_STEP)
+    case = Case(root.node_rank, _moves(faults, verdict), verdict.charged, _everywhere(taken, faults))
+    choice = _choice(world, job, case, now)
+    if choice.rung is None:
+        return failed(job, Reason.LADDER_EXHAUSTED, f"{root.message}: {choice.why}", now, incident=incident)
     left = _nodes_to_leave(faults, root, verdict.same_point.count, now)
-    return _restart(job, root, verdict, incident, excluding(job, left, now))
+    if choice.leave and root.node is not None:
+        left.append(ExcludedNode(name=root.node, reason=choice.why, until=now + BROKEN))
+    incident = incident.model_copy(update={"rung": choice.rung})
+    changes: dict[str, object] = {"excluded_nodes": excluding(job, left, now)}
+    if choice.rung is Rung.RECREATE:
+        changes["gang_round"] = job.status.round + 1
+    return _restart(job, root, verdict, _Repair(incident, choice, changes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Repair:
+    """What is done about an incident: by which rung, and what of the status it changes."""
+
+    incident: Incident
+    choice: Choice
+    changes: Mapping[str, object]
+
+
+def _moves(faults: tuple[Fault, ...], verdict: Verdict) -> bool:
+    """Whether some pod cannot serve again where it is."""
+    moving = (Action.NEW_POD, Action.OTHER_NODE)
+    return verdict.action in moving or any(
+        fault.row.action in moving or (fault.pod is not None and not fault.pod.alive) for fault in faults
+    )
+
+
+def _choice(world: World, job: TrainingJob, case: Case, now: datetime) -> Choice:
+    """The rung of the ladder. Nodes are searched only where it matters whether one has room."""
+    ladder = job.spec.failure_policy.ladder
+    tried = rungs_taken(job.status.incidents, last_step(world, job), case.node_rank, now)
+    if not case.moves and not case.alike and tried.in_place >= ladder.in_place.limit:
+        case = replace(case, room=room_elsewhere(world, job, now) > 0)
+    return rung(ladder, case, tried)
 
 
 def _nodes_to_leave(faults: tuple[Fault, ...], root: Fault, count: int, now: datetime) -> list[ExcludedNode]:
@@ -111,18 +151,18 @@ def _everywhere(taken: tuple[Seat, ...], faults: tuple[Fault, ...]) -> bool:
     return len(ways) == 1 and all(e.same_on_all for e in exits)
 
 
-def _restart(
-    job: TrainingJob, root: Fault, verdict: Verdict, incident: Incident, excluded: tuple[ExcludedNode, ...]
-) -> Outcome:
-    status = job.status
+def _restart(job: TrainingJob, root: Fault, verdict: Verdict, repair: _Repair) -> Outcome:
+    status, incident = job.status, repair.incident
     cost = "charged" if verdict.charged else "free"
-    message = f"{root.message}; {incident.class_.value}, {cost}; round {status.round + 1}"
+    message = (
+        f"{root.message}; {incident.class_.value}, {cost}; round {status.round + 1}, {repair.choice.why}"
+    )
     changes: dict[str, object] = {
         "round": status.round + 1,
         "restarts": verdict.restarts,
         "same_point": verdict.same_point,
         "incidents": with_incident(status.incidents, incident),
-        "excluded_nodes": excluded,
+        **repair.changes,
     }
     return Outcome(
         Phase.RESTARTING,
