@@ -67,6 +67,16 @@ def test_a_rank_that_stands_still_is_named_and_the_job_ends_with_the_same_losses
     assert losses_of(run) == losses_of(calm) and len(losses_of(run)) == 12
 
 
+def test_a_bad_configuration_is_not_tried_again_whichever_node_says_so_first(
+    tmp_path: Path, new_run: NewRun
+) -> None:
+    run = new_run(job(tmp_path, ["python", "-m", "rerail_trainer", "--train.steps=many"], nodes=3))
+    assert run.finish() == 1, run.output
+    report = run.report
+    assert (report["reason"], report["round"], report["restarts"]["total"]) == ("UserError", 1, 0)
+    assert report["incidents"][0]["exitCode"] == 64
+
+
 def test_ctrl_c_commits_a_checkpoint_and_the_next_run_goes_on_from_it(
     tmp_path: Path, new_run: NewRun
 ) -> None:
