@@ -12,20 +12,16 @@ from .world import Progress, World
 def newest(world: World, round_: int) -> Progress | None:
     """The newest progress of that round: of the agent that is furthest (rank 0's reports, as a rule)."""
     told = [
-        (uid, a.progress) for uid, a in world.agents.items() if a.progress is not None and a.round == round_
+        (uid, a.progress)
+        for uid, a in world.agents.items()
+        if a.progress is not None and a.progress.says_where and a.round == round_
     ]
     if not told:
         return None
     told.sort(key=lambda pair: pair[0])  # of two that are equally far always the same one
-    return max((p for _, p in told), key=_how_far)
-
-
-def _how_far(told: Progress) -> tuple[int, bool, float]:
-    """A rank that names its phase says more than one that has only said which contract it keeps."""
-    return (
-        told.step if told.step is not None else -1,
-        told.phase is not None,
-        told.at.timestamp() if told.at else 0.0,
+    return max(
+        (p for _, p in told),
+        key=lambda p: (p.step if p.step is not None else -1, p.at.timestamp() if p.at else 0.0),
     )
 
 

@@ -49,7 +49,11 @@ def standstill(world: World, job: TrainingJob) -> Standstill | None:
     status = job.status
     if status.released_round != status.round:
         return None
-    told = [a.progress for a in world.agents.values() if a.progress is not None and a.round == status.round]
+    told = [
+        a.progress
+        for a in world.agents.values()
+        if a.progress is not None and a.progress.says_where and a.round == status.round
+    ]
     limits = [limit for p in told if (limit := limit_of(p, job.spec.failure_policy.hang_seconds)) is not None]
     moves = [at for p in told if (at := p.moved_at or p.at) is not None]
     if not limits or not moves:

@@ -106,6 +106,11 @@ class Progress:
     moved_at: datetime | None = None  # leader's clock: when step or phase last changed
     step_seconds_p99: float | None = None
 
+    @property
+    def says_where(self) -> bool:
+        """Whether it tells of a step or a phase; most agents only hear which contract their ranks keep."""
+        return self.step is not None or self.phase is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
