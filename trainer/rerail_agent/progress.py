@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from rerail_agent.orders import Release
 from rerail_api.contract import (
     PROGRESS_FILE_BYTES,
     TIMED_STEPS,
@@ -137,6 +138,25 @@ class ProgressFile:
         window = clean_busy(told)
         if window is not None and (window[0] in self._busy or len(self._busy) < MOST_RANKS):
             self._busy[window[0]] = (self._busy.get(window[0], (0, 0.0))[0] + 1, round(window[1], 6))
+
+
+def progress_report(progress: ProgressFile | None, release: Release | None, now: float) -> dict[str, Any]:
+    """What REPORT says of a round's progress, and how much its own ranks compute, as far as they tell."""
+    busy: dict[int, tuple[int, float]] = {}
+    if progress is not None and release is not None:
+        first = release.node_rank * release.nproc
+        busy = progress.busy(range(first, first + release.nproc))
+    return {
+        "progress": progress.newest if progress is not None else None,
+        "progress_age": _age(progress.read_at if progress is not None else None, now),
+        "moved_age": _age(progress.moved_at if progress is not None else None, now),
+        "step_seconds_p99": progress.step_seconds_p99 if progress is not None else None,
+        "busy": {str(rank): list(window) for rank, window in busy.items()},
+    }
+
+
+def _age(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, now - at), 3)
 
 
 def _bounded(value: Any) -> bool:

@@ -24,7 +24,7 @@ from rerail_agent.evidence import (
 )
 from rerail_agent.orders import Advice, Finish, Join, Order, Question, Release, Run, Stop
 from rerail_agent.ports import PortChoice
-from rerail_agent.progress import ProgressFile
+from rerail_agent.progress import ProgressFile, progress_report
 from rerail_agent.ranks import Launch, Rank, Ranks
 from rerail_agent.settings import Settings, Timing
 from rerail_agent.stacks import Lookout
@@ -177,7 +177,6 @@ class Worker:
 
     def report(self, now: float) -> dict[str, Any]:
         """REPORT of the contract, but for the probe port, which is not ours."""
-        progress = self.progress
         return {
             "state": self.state.value,
             "round": self.round,
@@ -187,22 +186,10 @@ class Worker:
             "port": self.port,
             "exit": self._exit(now),
             "ranks_alive": len(self.ranks.alive),
-            "progress": progress.newest if progress is not None else None,
-            "progress_age": _age(progress.read_at if progress is not None else None, now),
-            "moved_age": _age(progress.moved_at if progress is not None else None, now),
-            "step_seconds_p99": progress.step_seconds_p99 if progress is not None else None,
+            **progress_report(self.progress, self.release, now),
             "stacks": self._lookout.answer,
-            "busy": self._busy(),
             "checkpoint_seconds": self._advised,
         }
-
-    def _busy(self) -> dict[str, list[float]]:
-        """How much each of this node's ranks computes by itself, as far as they tell."""
-        if self.progress is None or self.release is None:
-            return {}
-        first = self.release.node_rank * self.release.nproc
-        told = self.progress.busy(range(first, first + self.release.nproc))
-        return {str(rank): list(window) for rank, window in told.items()}
 
     # ------------------------------------------------------------------ orders
 
@@ -384,10 +371,6 @@ class Worker:
             "message": message,
         }
         write_termination_message(self._settings.termination_log, content)
-
-
-def _age(at: float | None, now: float) -> float | None:
-    return None if at is None else round(max(0.0, now - at), 3)
 
 
 def _suspicion(child: tuple[int, int]) -> int:
