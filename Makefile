@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check fix gen pin cluster cluster-down kind-up kind-down images bundle bench bench-trainer chaos-nodes
+.PHONY: help demo test test-fast check fix gen pin cluster cluster-down kind-up kind-down images bundle bench bench-trainer chaos chaos-nodes
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,3 +62,7 @@ chaos-nodes: ## twenty lives on real nodes, hurt at random moments (Linux, root,
 bench: ## restarts in place up to 18,750 agents; gang start and restart at 200 and 1,875 nodes against the floor (Go)
 	@$(PYTHON) scripts/rings.py --setup-only --without-torch
 	@$(VENV_PYTHON) -m bench
+
+chaos: ## seeded lives in memory, every write point of the operator, lives of real processes (ARGS="run --seed 7": one again)
+	@$(PYTHON) scripts/rings.py --setup-only
+	@$(VENV_PYTHON) -m tests.chaos $(ARGS)

@@ -69,7 +69,11 @@ RINGS = {
         [pytest("-m", "trainer and not local and not controlplane and not realnodes", "tests")],
         needs_nothing,
     ),
-    "local": ("`rerail run` with real processes", [pytest("-m", "local", "tests/local")], needs_nothing),
+    "local": (
+        "`rerail run` with real processes",
+        [pytest("-m", "local", "tests/local", "tests/chaos")],
+        needs_nothing,
+    ),
     "controlplane": (
         "a real control plane, kwok nodes, the operator under its chart's role",
         [RIG_BUILD, pytest("-m", "controlplane and not realnodes", "tests")],

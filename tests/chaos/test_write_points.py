@@ -5,6 +5,7 @@ Here each point is taken once; `python -m tests.chaos points` takes every single
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,10 @@ def where(point: str, undisturbed: dict[str, Outcome]) -> tuple[str, list[int]]:
         if numbers:
             return name, numbers
     raise AssertionError(f"no life meets the point {point}")
+
+
+def test_the_page_about_recovery_gives_a_reason_for_every_point() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recovery.md").read_text("utf-8")
+    table = page.partition("## Where the operator may die")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert sorted(rows[1:]) == sorted(POINTS)
