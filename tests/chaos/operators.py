@@ -62,9 +62,9 @@ class WirelessCoordinator(Coordinator):
         write = Write(f"order {order['do']}", "agent", {"pod": pod_uid, **order})
         return self.life.ordered(write, lambda: super(WirelessCoordinator, self).send(pod_uid, order))
 
-    def advise(self, pod_uid: str, round_: int, checkpoint_seconds: int) -> None:
+    def mention(self, pod_uid: str, frame: Order) -> None:
         if not self.life.dead:
-            super().advise(pod_uid, round_, checkpoint_seconds)
+            super().mention(pod_uid, frame)
 
 
 class Operator:

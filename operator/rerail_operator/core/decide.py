@@ -76,7 +76,7 @@ def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
     if faults:
         return answer(world, job, taken, faults, now)
     found = standstill(world, job)
-    if found is not None and now >= found.due and all_heard(taken, status.round, now):
+    if found is not None and now >= found.due and all_heard(taken, status.round):
         return answer_standstill(world, job, taken, found, now)
     if past_startup_deadline(job, now) and not status.start_time and all_bound(taken):
         return failed(

@@ -14,7 +14,6 @@ from rerail_api.v1alpha1 import TrainingJob
 
 from .evidence import Fault, finished_with_zero
 from .gang import Seat
-from .silence import SUSPECT
 from .taxonomy import Sign
 from .world import Exit, Place, Progress, World
 
@@ -82,15 +81,11 @@ def _has_made_all(told: Progress) -> bool:
     return told.step is not None and told.total_steps is not None and told.step >= told.total_steps
 
 
-def all_heard(taken: Iterable[Seat], round_: int, now: datetime) -> bool:
-    """Whether every agent was heard lately and has its ranks running or done: only then a hang is a hang."""
+def all_heard(taken: Iterable[Seat], round_: int) -> bool:
+    """Whether every agent is heard and has its ranks running or done: only then a hang is a hang."""
     return all(
         finished_with_zero(seat, round_)
-        or (
-            seat.at(AgentState.RUNNING, round_)
-            and seat.agent is not None
-            and now - seat.agent.last_seen <= SUSPECT
-        )
+        or (seat.at(AgentState.RUNNING, round_) and seat.agent is not None and seat.agent.connected)
         for seat in taken
     )
 
