@@ -67,7 +67,7 @@ WHEN: dict[str, tuple[Scene, Want]] = {
     "an agent of before, which tells no moves, is judged by its last line": (
         at(100, moved_at=None, step_seconds_p99=None, hang_seconds=10), ASKS_BOTH),
     "an agent that is away may know better: that is no hang": (
-        at(100).agent(1, connected=False), Want("NodesStarting")),
+        at(100).agent(1, connected=False, last_seen=after(98)), Want("NodesStarting")),
     "of one that is connected nobody asks when it was heard last": (at(100).agent(1, last_seen=after(3)), ASKS_BOTH),
     "a new leader counts anew": (at(100).see(leading_since=after(60)), RUNS),
     "and then acts": (at(105).see(leading_since=after(60)), ASKS_BOTH),
