@@ -42,6 +42,18 @@ WAITS: dict[str, tuple[Scene, Want]] = {
         replace(FAULT_SEEN, within=0.11),
     ),
     "and no more than five": (running().exits(0, code=1).silent(1).written().later(5), GOES),
+    "after a change of leaders, agents on their way may bring the root": (
+        running(3).exits(0, code=1, at=-20).silent(1, forgotten=True).see(leading_since=after(-2)),
+        replace(FAULT_SEEN, within=3.0),
+    ),
+    "for five seconds": (
+        running(3).exits(0, code=1, at=-20).silent(1, forgotten=True).see(leading_since=after(-5)),
+        GOES,
+    ),
+    "nobody waits once all have come": (
+        running(3).exits(0, code=1, at=-20).see(leading_since=after(-2)),
+        GOES,
+    ),
     "a pod told to go has its grace to save, and the gang with it": (
         running().agent(1, state=AgentState.STOPPING).pod(1, deleting=True).written().later(119),
         replace(FAULT_SEEN, within=1.0),

@@ -33,9 +33,7 @@ class Booked(Life):
         for number in range(12):  # enough for two jobs of the largest size
             self.cluster.nodes.setdefault(f"n{number}", ToyNode(f"n{number}"))
         for uid, job in self.cluster.jobs.items():
-            spec = job.spec.model_copy(
-                update={"suspend": False, "active_deadline_seconds": None, "spares": 0}
-            )
+            spec = job.spec.model_copy(update={"suspend": False, "active_deadline_seconds": None})
             policy = spec.failure_policy.model_copy(update={"max_restarts": 50})
             spec = spec.model_copy(update={"failure_policy": policy})
             self.cluster.jobs[uid] = job.model_copy(update={"spec": spec})

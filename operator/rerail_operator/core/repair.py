@@ -40,7 +40,7 @@ def answer(
     """The gang's answer to its faults: wait for more evidence, restart, or end."""
     memory = {fault.key: fault.at for fault in faults}
     grace = timedelta(seconds=job.spec.checkpoint.grace_seconds)
-    more = still_collecting(taken, faults, grace, now)
+    more = still_collecting(taken, faults, grace, world.leading_since, now)
     if more is not None:
         first = root_cause(faults)
         return Outcome(

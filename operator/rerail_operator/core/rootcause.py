@@ -8,6 +8,8 @@ clocks of two machines.
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from rerail_api.contract import RECONNECT_JITTER_SECONDS
+
 from .evidence import Fault
 from .gang import Seat
 from .taxonomy import Cause
@@ -16,6 +18,8 @@ COLLECT = timedelta(seconds=1)
 """After the first report of a round: how long others may still report before the root is named."""
 CONTAINER_STATUS = timedelta(seconds=5)
 """How long the kubelet may take to say how a container ended whose agent has gone silent."""
+COME_BACK = timedelta(seconds=RECONNECT_JITTER_SECONDS + 2)
+"""How long after a change of leaders agents may be on their way, and with them word of the root."""
 
 
 def root_cause(faults: Iterable[Fault]) -> Fault:
@@ -24,7 +28,11 @@ def root_cause(faults: Iterable[Fault]) -> Fault:
 
 
 def still_collecting(
-    taken: Iterable[Seat], faults: tuple[Fault, ...], grace: timedelta, now: datetime
+    taken: Iterable[Seat],
+    faults: tuple[Fault, ...],
+    grace: timedelta,
+    leading_since: datetime | None,
+    now: datetime,
 ) -> timedelta | None:
     """How much longer to wait for more evidence before naming the root; None when enough is known.
 
@@ -39,6 +47,10 @@ def still_collecting(
     if root_cause(faults).cause is not Cause.ORDERED and _container_status_owed(seats_, faults):
         left = first + CONTAINER_STATUS - now
         if left > timedelta(0):
+            return left
+    if root_cause(faults).cause is not Cause.ORDERED and leading_since is not None:
+        left = leading_since + COME_BACK - now
+        if left > timedelta(0) and any(seat.filled and seat.agent is None for seat in seats_):
             return left
     if len(faults) == len(seats_) and not any(_has_more_to_tell(seat) for seat in seats_):
         return None
