@@ -158,7 +158,7 @@ class Crowd:
         self._poll.unregister(fd)
         del self._by_fd[fd]
         one.sock.close()
-        self._to_open.append(one)
+        self._to_open.appendleft(one)  # before those that were never there: nobody has missed them
 
     def _hear(self, fd: int, one: StandIn) -> None:
         """Raises OSError when the connection is over."""
