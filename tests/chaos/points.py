@@ -132,7 +132,7 @@ async def whole_life(fate: Fate) -> Outcome:
 async def life_with_a_spare(fate: Fate) -> Outcome:
     """A pod is deleted and a spare takes its node rank; the job completes."""
     async with Village(fate) as village:
-        village.program.total_steps = 10
+        village.program.total_steps = 60  # longer than the next leader needs: spares come after the gang
         await village.cluster.create(Kind.JOB, "default", job(nodes=2, spares=1, ttlSecondsAfterFinished=30))
         await village.until("a spare waits", lambda _: len(village.agents) == 3 and village.program.step >= 2)
         await village.cluster.delete(Kind.POD, "default", village.agent_of(1).pod, grace_seconds=1)
