@@ -1,9 +1,14 @@
-"""What holds for every ring: no test may skip where CI says so, but for a missing GPU."""
+"""What holds for every ring: no skips where CI forbids them but for a missing GPU, no deadline for examples."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long one example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("rerail", deadline=None)
+settings.load_profile("rerail")
 
 FORBIDDEN = os.environ.get("RERAIL_FORBID_SKIPS") == "1"
 

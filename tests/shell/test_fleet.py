@@ -198,7 +198,7 @@ Change = tuple[str, int, int]
     st.lists(st.tuples(st.sampled_from(["n1", "n2"]), st.integers(0, 4), st.integers(0, 3)), max_size=12),
     st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_capacity_is_the_same_whatever_the_order_of_events(
     takes: list[tuple[str, int, int]], data: st.DataObject
 ) -> None:

@@ -43,7 +43,7 @@ def with_gradients(loss_of: Callable[..., Tensor], *inputs: Any) -> list[Tensor]
 
 
 @given(rows=st.integers(1, TOKENS + 1), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_loss_and_gradients_are_those_of_whole_logits_whatever_the_chunk(rows: int, seed: int) -> None:
     inputs = drawn(seed)
     chunked = with_gradients(lambda *values: summed_loss(*values, rows=rows), *inputs)

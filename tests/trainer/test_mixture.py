@@ -44,7 +44,7 @@ ARRANGEMENT = Arrangement(SEQ_LEN, 5, True, False, 10_000)
 
 
 @given(weights=WEIGHTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_stretch_of_samples_holds_each_corpus_in_its_share(weights: list[float]) -> None:
     parts = shares(weights)
     owners, places = schedule(parts)
@@ -79,7 +79,7 @@ def test_each_corpus_goes_through_its_own_epochs_in_orders_of_their_own() -> Non
 
 
 @given(samples=st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_sample_is_the_same_in_whatever_company_it_is_asked_for(samples: list[int]) -> None:
     windows = mixture(a=0.6, b=0.3, c=0.1).windows(ARRANGEMENT)
     together = windows.rows(np.array(samples)).tokens

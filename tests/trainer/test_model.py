@@ -112,7 +112,7 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
 
 
 @given(data=st.data(), shape=st.sampled_from([(40, 24), (3, 40, 24), (1, 7), (5, 1, 9)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_part_of_a_parameter_gets_the_values_of_that_part_of_the_whole(
     data: st.DataObject, shape: tuple[int, ...]
 ) -> None:

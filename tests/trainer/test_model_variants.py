@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_built_is_refused_in_words(changes: dict[str, Any
 
 
 @given(cuts=st.lists(st.integers(1, 15), max_size=5), variant=st.sampled_from(sorted(VARIANTS)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_packed_documents_are_what_each_is_alone(cuts: list[int], variant: str) -> None:
     model = built(double=True, **VARIANTS[variant])
     tokens = some_tokens(1)
@@ -218,7 +218,7 @@ def test_a_pass_asks_the_device_for_nothing(variant: str) -> None:
 
 
 @given(cuts=st.lists(st.integers(1, 15), max_size=5), variant=st.sampled_from(sorted(VARIANTS)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_logits_with_a_cache_are_those_without(cuts: list[int], variant: str) -> None:
     model, tokens = built(double=True, **VARIANTS[variant]).eval(), some_tokens(2)
     bounds = [0, *sorted(set(cuts)), 16]

@@ -75,7 +75,7 @@ def gradients_of(module: torch.nn.Module) -> dict[str, Tensor]:
     shared=st.sampled_from([0, 12]),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(
     experts: int, per_token: int, score: str, norm: bool, shared: int, seed: int
 ) -> None:

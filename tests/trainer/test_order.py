@@ -21,14 +21,14 @@ SEEDS = st.integers(0, 2**63)
 
 
 @given(windows=SIZES, seed=SEEDS, epoch=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_window_comes_once_per_epoch(windows: int, seed: int, epoch: int) -> None:
     samples = np.arange(epoch * windows, (epoch + 1) * windows)
     assert sorted(window_of(samples, windows, seed)) == list(range(windows))
 
 
 @given(windows=SIZES, seed=SEEDS, samples=st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_sample_has_the_same_window_in_whatever_company_it_is_asked_for(
     windows: int, seed: int, samples: list[int]
 ) -> None:
@@ -104,7 +104,7 @@ def test_shards_give_their_tokens_across_borders(tmp_path: Path) -> None:
     places=st.lists(st.integers(0, 10**6), min_size=1, max_size=12),
     length=st.integers(1, 12),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_rows_are_gathered_across_any_number_of_borders(
     sizes: list[int], places: list[int], length: int
 ) -> None:

@@ -153,7 +153,7 @@ SIZES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SIZES, st.integers(1, 4), st.sampled_from([1, 2, 6, 8, 24, 40, 64]), st.sampled_from(sorted(GPUS)))
 def test_every_layout_that_is_proposed_divides_and_fits(
     sizes: dict[str, int], batches: int, gpus: int, gpu: str

@@ -41,7 +41,7 @@ def test_the_same_documents_give_the_same_tokens_in_any_form(form: str, tmp_path
     limit=st.integers(1, 40),
     separator=st.sampled_from(["", "\n", "\n\n", "--x", "é-"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_pieces_tile_a_text_file_wherever_they_are_cut(
     tmp_path_factory: pytest.TempPathFactory, parts: list[str], limit: int, separator: str
 ) -> None:

@@ -30,7 +30,7 @@ from .gang import Yard
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200), seed=st.integers(0, 2**63))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_piece_is_packed_once_and_no_two_windows_would_fit_into_one(
     lengths: list[int], seed: int
 ) -> None:

@@ -13,7 +13,7 @@ from rerail_trainer.failures import BadConfig
 from . import vocabularies
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
-CHECKED = settings(max_examples=80, deadline=None)
+CHECKED = settings(max_examples=80)
 
 
 @pytest.fixture(scope="module")
