@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,10 @@ REPEATS = 5
 def measure(nodes: int, tell: Tell) -> Json:
     """Milliseconds of CPU per pass, the median of five, for one job that fills all but one of the nodes."""
     passes = {name: _milliseconds(scene.plan) for name, scene in _scenes(nodes).items()}
+    waits, changed = _waits_for_a_node(nodes)
+    passes["a lost pod waits for a node, nothing new"] = _milliseconds(waits.plan)
+    in_turn = cycle((changed, waits))
+    passes["the same, and another node has changed"] = _milliseconds(lambda: next(in_turn).plan())
     queue, cluster = _line(nodes)
     passes["one admission pass, 50 jobs waiting"] = _milliseconds(
         lambda: plan_admissions(queue, cluster, True)
@@ -62,6 +67,18 @@ def _scenes(size: int) -> dict[str, Scene]:
         ),
         "suspended: all pods go": runs.spec(suspend=True),
     }
+
+
+def _waits_for_a_node(size: int) -> tuple[Scene, Scene]:
+    """A pod is lost with its node and no node is free; the same with another node cordoned."""
+    runs, half = _runs(size).status(round=2), size // 2
+    gone = {name: replace(runs.nodes[name], ready=False) for name in (f"n{half}", f"n{size}")}
+    waits = replace(
+        runs,
+        pods=tuple(pod for pod in runs.pods if pod.node_rank != half),
+        nodes={**runs.nodes, **gone},
+    )
+    return waits, replace(waits, nodes={**waits.nodes, "n1": replace(waits.nodes["n1"], schedulable=False)})
 
 
 def _runs(size: int) -> Scene:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from .placement import claimed, place_in
-from .survey import NAMES_SHOWN, NEVER_FITS, GangRequest, Survey
-from .topology import in_order
+from .survey import NAMES_SHOWN, NEVER_FITS, GangRequest, Survey, survey
 from .world import Node, Nodes, Placement, Refusal
 
 WAITING_FOR_OLDER_JOB = "WaitingForOlderJob"
@@ -65,7 +64,7 @@ class _Ground:
     """The nodes as they are left by those placed so far; one survey per kind of request."""
 
     def __init__(self, nodes: Nodes) -> None:
-        self._seen = in_order(tuple(nodes.by_name.values()))
+        self._seen = nodes
         self._changed: dict[str, Node] = {}
         self._nodes = dict(nodes.by_name)
         self._taken_by: list[Queued] = []
@@ -97,9 +96,9 @@ class _Ground:
     def _survey(self, request: GangRequest) -> Survey:
         found = self._surveys.get(request.shape)
         if found is None:
-            found = self._surveys[request.shape] = Survey(request, self._seen)
-            self._before[request.shape] = len(found.fitting_for(len(self._seen)))
-            found.review(self._changed.values())
+            found = survey(request, self._seen)
+            self._before[request.shape] = len(found.fitting_for(len(found.nodes)))
+            found = self._surveys[request.shape] = found.reviewed(self._changed.values())
         return found
 
     def _claim(self, job: Queued, placement: Placement) -> None:
@@ -107,8 +106,8 @@ class _Ground:
         self._taken_by.append(job)
         for node in changed:
             self._nodes[node.name] = self._changed[node.name] = node
-        for found in self._surveys.values():
-            found.review(changed)
+        for shape, found in self._surveys.items():
+            self._surveys[shape] = found.reviewed(changed)
         self._refusals.clear()
 
 

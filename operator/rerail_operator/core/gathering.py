@@ -111,8 +111,10 @@ def _fill(
     tidy = (*removals(world, taken, round_), *joins(taken, round_))
     chosen = promotions(world, job, _strangers_first(world, job, taken, missing, now), now, ready=True)
     plan = _where(world, job, taken, _without(missing, chosen), now)
-    if isinstance(plan, Refusal):
-        chosen |= promotions(world, job, _without(missing, chosen), now, ready=False)
+    if isinstance(plan, Refusal) and (
+        late := promotions(world, job, _without(missing, chosen), now, ready=False)
+    ):
+        chosen |= late
         plan = _where(world, job, taken, _without(missing, chosen), now)
     rest = _without(missing, chosen)
     tidy, notes = (*tidy, *promote(chosen, round_)), _told(taken, chosen)

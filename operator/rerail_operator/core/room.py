@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from .admission import WAITING_FOR_SPARES, Queued
 from .placement import claimed
-from .survey import NEVER_FITS, GangRequest, Survey
-from .topology import in_order
+from .survey import NEVER_FITS, GangRequest, survey
 from .world import Node, Nodes, Placement, Refusal, Resources
 
 
@@ -68,13 +67,14 @@ def room(line: Line, spares: Sequence[HeldSpare], nodes: Nodes) -> Room:
 
 def _for(need: Need, spares: Iterable[HeldSpare], nodes: Nodes) -> Room | None:
     """Enough of the spares for this need, the last ones by name first; None when even all are too few."""
-    found = Survey(need.request, in_order(tuple(nodes.by_name.values())))
+    found = survey(need.request, nodes)
     before = {node.name for node in found.fitting_for(need.request.num_nodes)}
     short = need.request.num_nodes - len(before)
     if short <= 0:
         return Room(for_job=need.job_uid, for_spares=False)  # room is there already: leave it to this job
     by_node = {spare.node: spare for spare in spares if spare.node not in before}
-    found.review(_without(spare, nodes) for spare in by_node.values() if nodes.get(spare.node) is not None)
+    without = [_without(spare, nodes) for spare in by_node.values() if nodes.get(spare.node) is not None]
+    found = found.reviewed(without)
     able = [by_node[node.name] for node in found.fitting() if node.name in by_node]
     if len(able) < short:
         return None

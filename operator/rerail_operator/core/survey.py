@@ -1,6 +1,6 @@
 """One look at all nodes for one kind of pod: which can take it now, and why the others cannot."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -15,6 +15,9 @@ NAMES_SHOWN: Final = 5
 
 NEVER_FITS: Final = "NeverFits"
 INSUFFICIENT_NODES: Final = "InsufficientNodes"
+
+KEPT: Final = 4
+"""How many surveys `survey` keeps: passes over a few gangs that wait in turn; each holds its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +75,16 @@ class Cause(NamedTuple):
 
 
 class Survey:
-    """Verdicts over all nodes in topology order; nodes that changed are looked at again by `review`."""
+    """Verdicts over all nodes in topology order. Never changed: later looks are surveys of their own."""
 
     def __init__(self, request: GangRequest, nodes: Iterable[Node]) -> None:
         """`nodes` in topology order (`in_order`)."""
         self._request = request
         self._needs = [(name, amount) for name, amount in request.resources.items() if amount > 0]
-        self.nodes = list(nodes)
+        self.nodes: Sequence[Node] = list(nodes)
         self._verdicts = [self._verdict(node) for node in self.nodes]
         self._places = {node.name: index for index, node in enumerate(self.nodes)}
+        self._refusals: dict[tuple[int, int], Refusal] = {}
 
     def fitting(self) -> list[Node]:
         """Nodes that can take one pod now, in topology order."""
@@ -104,15 +108,55 @@ class Survey:
                 taken.append(node)
         return taken
 
-    def review(self, changed: Iterable[Node]) -> None:
-        """Look again at nodes whose free resources have changed."""
+    def reviewed(self, changed: Iterable[Node]) -> "Survey":
+        """The survey with another look at nodes that have changed, not in name or labels."""
+        again = tuple(changed)
+        return self._again(self._request, again) if again else self
+
+    def renewed(self, request: GangRequest, nodes: Nodes) -> "Survey | None":
+        """The survey of this request over these nodes, made from this one; None where that is no shortcut.
+
+        Looks only at nodes that are not the same object any more, and at those left out before or now.
+        """
+        mine = self._request
+        if mine.resources != request.resources or mine.rules != request.rules:
+            return None
+        if len(nodes.by_name) != len(self.nodes):
+            return None
+        changed: dict[str, Node] = {}
+        for node in self.nodes:
+            now = nodes.get(node.name)
+            if now is node:
+                continue
+            if now is None or now.labels != node.labels:
+                return None
+            changed[node.name] = now
+        if mine.excluded != request.excluded:
+            for name, _ in mine.excluded.items() ^ request.excluded.items():
+                if (node_ := nodes.get(name)) is not None:
+                    changed[name] = node_
+        return self._again(request, changed.values()) if changed else self
+
+    def _again(self, request: GangRequest, changed: Iterable[Node]) -> "Survey":
+        """A copy for `request`, which may differ in `excluded`; the changed nodes are looked at again."""
+        fresh = Survey.__new__(Survey)
+        fresh._request, fresh._needs, fresh._places = request, self._needs, self._places
+        fresh._refusals = {}
+        nodes, verdicts = list(self.nodes), list(self._verdicts)
         for node in changed:
             index = self._places[node.name]
-            self.nodes[index] = node
-            self._verdicts[index] = self._verdict(node)
+            nodes[index], verdicts[index] = node, fresh._verdict(node)
+        fresh.nodes, fresh._verdicts = nodes, verdicts
+        return fresh
 
     def refusal(self, want: int, fitting: int) -> Refusal:
         """Why `want` nodes cannot be had, with numbers and the first names of each cause."""
+        known = self._refusals.get((want, fitting))
+        if known is None:
+            known = self._refusals[want, fitting] = self._refuse(want, fitting)
+        return known
+
+    def _refuse(self, want: int, fitting: int) -> Refusal:
         causes: dict[Cause, list[str]] = {}
         for node, verdict in zip(self.nodes, self._verdicts, strict=True):
             if verdict is not None:
@@ -173,9 +217,37 @@ class Survey:
         return None
 
 
+class _Kept:
+    """The last surveys, most recent first: a memory of what is true anyway, so whoever asks sees no trace."""
+
+    def __init__(self) -> None:
+        self._surveys: tuple[Survey, ...] = ()
+
+    def look(self, request: GangRequest, nodes: Nodes) -> Survey:
+        for known in self._surveys:
+            found = known.renewed(request, nodes)
+            if found is not None:
+                self._keep(found, known)
+                return found
+        found = Survey(request, in_order(tuple(nodes.by_name.values())))
+        self._keep(found, None)
+        return found
+
+    def _keep(self, found: Survey, instead: Survey | None) -> None:
+        others = tuple(each for each in self._surveys if each is not instead)
+        self._surveys = (found, *others)[:KEPT]
+
+
+_kept: Final = _Kept()
+
+
 def survey(request: GangRequest, nodes: Nodes) -> Survey:
-    """Look at a whole snapshot."""
-    return Survey(request, in_order(tuple(nodes.by_name.values())))
+    """Look at a whole snapshot.
+
+    A gang that waits for a node asks in every pass, and hardly anything has changed since: what is the same
+    as in one of the last surveys is not looked at again.
+    """
+    return _kept.look(request, nodes)
 
 
 def _sentence(cause: Cause, names: list[str]) -> str:
