@@ -95,6 +95,14 @@ def _stuck(victim: Victim) -> None:
     victim.agent.rank_ends(signal=9)
 
 
+def _device_fails(victim: Victim) -> None:
+    """The kubelet calls a GPU of the pod bad, and a rank dies of it."""
+    device = {"name": "nvidia.com/gpu", "resources": [{"resourceID": "GPU-7", "health": "Unhealthy"}]}
+    trainer = {"name": "trainer", "state": {"running": {}}, "allocatedResourcesStatus": [device]}
+    victim.village.cluster.set_pod_status(victim.agent.pod_uid, {"containerStatuses": [trainer]})
+    victim.agent.rank_ends(signal=7)
+
+
 def _disrupted(reason: str, cordon: bool) -> Deal:
     def deal(victim: Victim) -> None:
         village, agent = victim.village, victim.agent
@@ -127,6 +135,7 @@ BLOWS: dict[Sign, Deal] = {
     Sign.NODE_UNREACHABLE: _power_fails,
     Sign.FROZEN: _frozen,
     Sign.CONTAINER_GONE: _vanishes,
+    Sign.DEVICE_BAD: _device_fails,
     Sign.CANNOT_STOP: _stuck,
     Sign.OUT_OF_MEMORY: _out_of_memory,
     Sign.CONTAINER_ENDED: _container_ends,

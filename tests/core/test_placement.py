@@ -61,6 +61,15 @@ CASES = {
         2,
         "InsufficientNodes: needs 2 nodes with 8 free nvidia.com/gpu; 1 fits; 1 is unreachable: b; 1 is being deleted: c",
     ),
+    "a node whose conditions speak against it is left out with their words": Case(
+        (
+            *ready("a"),
+            replace(a_node("b"), trouble="GpuUnhealthy (XidError)"),
+            replace(a_node("c", free_gpus=0), trouble="GpuUnhealthy (XidError)"),
+        ),
+        2,
+        "InsufficientNodes: needs 2 nodes with 8 free nvidia.com/gpu; 1 fits; 2 have the condition GpuUnhealthy (XidError): b, c",
+    ),
     "a GPU less is not enough": Case(
         (*ready("a"), a_node("b", free_gpus=7)),
         2,

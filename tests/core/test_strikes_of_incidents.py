@@ -6,6 +6,7 @@ from rerail_api.status import Incident
 from rerail_api.v1alpha1 import TrainingJob
 from rerail_operator.core.strikes import Account, State, Strike, account_of, cleared, entered, verdicts
 from rerail_operator.core.strikes import told as due
+from rerail_operator.core.taxonomy import Witness
 from rerail_operator.core.world import Nodes
 
 from .ground import RACK, ZONE, a_job, a_node, nodes_of
@@ -74,6 +75,13 @@ def test_a_loss_is_seen_where_the_api_server_agrees(nodes: Nodes, seen: bool) ->
     assert strike.seen is seen
     ((_, hang),) = told(incident(1, K.HANG), nodes=nodes).strikes
     assert not hang.seen
+
+
+def test_a_device_that_the_cluster_calls_bad_counts_alone_and_one_that_a_program_blames_does_not() -> None:
+    by_cluster = incident(1, K.GPU_FAULT).model_copy(update={"fingerprint": "GpuFault/device/SIGBUS"})
+    by_program = incident(2, K.GPU_FAULT).model_copy(update={"fingerprint": "GpuFault/81/device"})
+    strikes = [strike for _, strike in told(by_cluster, by_program).strikes]
+    assert [strike.witness for strike in strikes] == [Witness.CLUSTER, Witness.PROGRAM]
 
 
 def test_what_the_api_server_says_a_little_later_counts_and_is_kept() -> None:

@@ -48,9 +48,9 @@ def test_what_never_ends_a_job_is_charged_to_nobody() -> None:
 
 
 def test_no_word_of_a_jobs_own_processes_reaches_beyond_the_job() -> None:
-    """A node that the API server says is gone, and a machine that takes no connect: no program does that."""
+    """Nodes and devices of which the API server says so, and a machine that takes no connect."""
     trusted = {row.sign for row in TABLE if row.witness is Witness.CLUSTER}
-    assert trusted == {Sign.NODE_GONE, Sign.NODE_UNREACHABLE}
+    assert trusted == {Sign.NODE_GONE, Sign.NODE_UNREACHABLE, Sign.DEVICE_BAD}
     assert witness_of(IncidentClass.NODE_LOSS) is Witness.CLUSTER
     assert witness_of(IncidentClass.GPU_FAULT) is Witness.PROGRAM
     assert witness_of(IncidentClass.CONTAINER_LOSS) is Witness.NOBODY

@@ -82,6 +82,7 @@ BAD_VALUES = {
     "a privileged port": ("coordinator.port=443", "port"),
     "a level that does not exist": ("logging.level=verbose", "level"),
     "a resource without a vendor": ("accelerators={gpu}", "accelerators"),
+    "a condition that is true on good nodes": ("badNodeConditions={Ready}", "badNodeConditions"),
     "a digest that is none": ("image.digest=latest", "digest"),
     "a switch that is a word": ("rbac.aggregateToEdit=perhaps", "aggregateToEdit"),
 }
@@ -153,7 +154,11 @@ def test_agents_find_the_coordinator_at_the_address_they_are_given(helm: Path) -
 
 @pytest.mark.parametrize(
     "settings",
-    [(), ("logging.level=debug", "logging.format=text", "workers=64", "accelerators={amd.com/gpu}")],
+    [
+        (),
+        ("logging.level=debug", "logging.format=text", "workers=64", "accelerators={amd.com/gpu}"),
+        ("badNodeConditions={GpuUnhealthy,KernelDeadlock}",),
+    ],
 )
 def test_the_operator_can_read_what_the_deployment_sets(helm: Path, settings: tuple[str, ...]) -> None:
     fields = {"metadata.namespace": NAMESPACE, "metadata.name": "rerail-5d8-x2x", "status.podIP": "10.1.2.3"}

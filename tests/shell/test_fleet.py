@@ -92,6 +92,23 @@ async def test_a_node_in_trouble_names_the_jobs_that_have_pods_there() -> None:
         assert it.told == [KEY]
 
 
+async def test_a_condition_that_counts_puts_a_node_in_trouble_and_its_end_lets_it_in() -> None:
+    cluster, room = MemoryCluster(HandClock()), list[None]()
+    fleet = Fleet(cluster, lambda _: None, lambda: room.append(None), ("GpuUnhealthy",))
+    it = Yard(cluster, fleet, [], room)
+    await it.node("n1")
+    await fleet.start()
+    async with asyncio.timeout(10):
+        await fleet.wait_synced()
+    for status, trouble in (("True", "GpuUnhealthy (Xid)"), ("False", "")):
+        room.clear()
+        condition = {"type": "GpuUnhealthy", "status": status, "reason": "Xid"}
+        cluster.set_node_status("n1", {"conditions": [condition]})
+        await until(lambda told=trouble: fleet.nodes({}).by_name["n1"].trouble == told)  # type: ignore[misc]
+        assert room
+    await fleet.stop()
+
+
 async def test_free_is_allocatable_less_pods_bound_or_pinned_and_what_is_reserved() -> None:
     async with yard() as it:
         await it.node("n1")

@@ -49,6 +49,19 @@ def container(state: dict[str, Any], name: str = "trainer") -> dict[str, Any]:
     return {"name": name, "state": state, "ready": False}
 
 
+def holding(*devices: tuple[str, str], state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The status of a running pod as the kubelet writes it, with the health of the devices that it holds."""
+    health = [{"resourceID": device, "health": told} for device, told in devices]
+    allocated = [{"name": "cpu"}, {"name": "nvidia.com/gpu", **({"resources": health} if health else {})}]
+    status = {
+        **container(state or {"running": {"startedAt": "2026-11-23T10:00:00Z"}}),
+        "allocatedResources": {"cpu": "8", "nvidia.com/gpu": "8"},
+        "allocatedResourcesStatus": allocated,
+        "resources": {"limits": {"nvidia.com/gpu": "8"}},
+    }
+    return {"phase": "Running", "containerStatuses": [container({"running": {}}, "sidecar"), status]}
+
+
 def seen(raw: dict[str, Any]) -> Pod:
     pod = observe_pod(raw)
     assert pod is not None
@@ -176,6 +189,23 @@ POD_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             }
         ),
         {"disruption": "DeletionByTaintManager"},
+    ),
+    "a device that the kubelet calls unhealthy": (
+        raw_pod(status=holding(("GPU-0", "Healthy"), ("GPU-7", "Unhealthy"))),
+        {"bad_device": "nvidia.com/gpu GPU-7"},
+    ),
+    "devices that are well or unknown": (
+        raw_pod(status=holding(("GPU-0", "Healthy"), ("GPU-7", "Unknown"))),
+        {"bad_device": ""},
+    ),
+    "a kubelet that says nothing of devices": (
+        raw_pod(status={"phase": "Running", "containerStatuses": [container({"running": {}})]}),
+        {"bad_device": ""},
+    ),
+    "a resource of which nothing is known yet": (raw_pod(status=holding()), {"bad_device": ""}),
+    "a device is still known to be bad when the container has ended": (
+        raw_pod(status=holding(("GPU-7", "Unhealthy"), state={"terminated": EXITED})),
+        {"bad_device": "nvidia.com/gpu GPU-7", "termination": Termination(1, None, "Error", "Traceback")},
     ),
 }
 
@@ -310,3 +340,24 @@ def test_nodes(sentence: str) -> None:
 
 def test_a_node_that_cannot_be_read_is_none() -> None:
     assert observe_node({"metadata": {"name": "n"}, "status": {"conditions": "fine"}}) is None
+
+
+TROUBLE = {
+    "a condition that is True": (("GpuUnhealthy", "True", "XidError"), "GpuUnhealthy (XidError)"),
+    "one that gives no reason": (("GpuUnhealthy", "True", ""), "GpuUnhealthy"),
+    "one that is False": (("GpuUnhealthy", "False", "NoXid"), ""),
+    "one that nobody can tell": (("GpuUnhealthy", "Unknown", "NoData"), ""),
+    "one that was not asked for": (("NetworkUnavailable", "True", "NoRoute"), ""),
+}
+
+
+@pytest.mark.parametrize(("condition", "trouble"), TROUBLE.values(), ids=TROUBLE)
+def test_a_node_is_in_trouble_where_a_condition_says_so_that_counts(
+    condition: tuple[str, str, str], trouble: str
+) -> None:
+    raw = raw_node()
+    known = dict(zip(("type", "status", "reason"), condition, strict=True))
+    raw["status"]["conditions"].append({**known, "message": "at 10:04:17, 3 times"})
+    for bad, wanted in ((("GpuUnhealthy", "KernelDeadlock"), trouble), ((), "")):
+        node = observe_node(raw, bad)
+        assert node is not None and (node.trouble, node.ready) == (wanted, True)

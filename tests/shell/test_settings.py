@@ -18,7 +18,7 @@ def test_the_two_that_are_needed_are_enough() -> None:
     assert settings.accelerators[:2] == ("nvidia.com/gpu", "amd.com/gpu")
     assert (settings.log_level, settings.log_format, settings.workers) == (LogLevel.INFO, LogFormat.TEXT, 4)
     assert settings.authority_secret == "rerail-authority"
-    assert settings.unknown == ()
+    assert settings.unknown == () and settings.bad_node_conditions == ()
 
 
 def test_all_that_the_chart_sets_is_read() -> None:
@@ -29,6 +29,7 @@ def test_all_that_the_chart_sets_is_read() -> None:
             "RERAIL_POD_IP": "fd00::7",
             "RERAIL_COORDINATOR_PORT": "7401",
             "RERAIL_ACCELERATORS": "example.com/npu, nvidia.com/gpu,,example.com/npu",
+            "RERAIL_BAD_NODE_CONDITIONS": "GpuUnhealthy, KernelDeadlock,,GpuUnhealthy",
             "RERAIL_PROBE_PORT": "8081",
             "RERAIL_METRICS_PORT": "9091",
             "RERAIL_LEASE_NAME": "my-rerail",
@@ -38,6 +39,7 @@ def test_all_that_the_chart_sets_is_read() -> None:
         }
     )
     assert settings.accelerators == ("example.com/npu", "nvidia.com/gpu")
+    assert settings.bad_node_conditions == ("GpuUnhealthy", "KernelDeadlock")
     assert str(settings.address) == "[fd00::7]:7401"
     assert (settings.workers, settings.log_level, settings.log_format) == (8, LogLevel.DEBUG, LogFormat.JSON)
     assert settings.authority_secret == "my-rerail-authority"
@@ -51,6 +53,10 @@ BAD = {
     "RERAIL_METRICS_PORT": ("-1", "is not a whole number"),
     "RERAIL_WORKERS": ("0", "is not a whole number from 1 to 64"),
     "RERAIL_ACCELERATORS": ("nvidia.com/gpu,gpu", "holds 'gpu', which is no vendor/resource name"),
+    "RERAIL_BAD_NODE_CONDITIONS": (
+        "Gpu Unhealthy",
+        "holds 'Gpu Unhealthy', which is no type of a node condition",
+    ),
     "RERAIL_LOG_LEVEL": ("loud", "is none of debug, info, warning, error"),
     "RERAIL_LOG_FORMAT": ("xml", "is none of text, json"),
     "RERAIL_LEASE_NAME": ("a_b", "is not a name"),
@@ -92,3 +98,8 @@ def test_a_misspelt_variable_is_told_and_kubernetes_own_are_not() -> None:
     }
     settings = read_settings({**NEEDED, **links, "RERAIL_WORKER": "8"})
     assert settings.unknown == ("RERAIL_WORKER is not a setting and is ignored; is RERAIL_WORKERS meant?",)
+
+
+def test_a_condition_that_is_true_on_every_good_node_is_refused_before_it_empties_the_cluster() -> None:
+    with pytest.raises(BadSettings, match="'Ready', which is True on every good node"):
+        read_settings({**NEEDED, "RERAIL_BAD_NODE_CONDITIONS": "GpuUnhealthy,Ready"})

@@ -11,18 +11,23 @@ from datetime import datetime, timedelta
 from rerail_api.status import ExcludedNode, Incident, IncidentClass, RestartCounts, SamePoint
 from rerail_api.v1alpha1 import TrainingJob
 
+from .devices import said_against
 from .evidence import DRAINS, OUT_OF_MEMORY
 from .gang import Seat
 from .plan import Level, Note
 from .reasons import Reason
-from .taxonomy import BY_SIGN, TABLE, Row, Sign
+from .taxonomy import BY_SIGN, DEVICE_EXPLAINS, TABLE, Row, Sign
 from .waiting import excluding
 from .world import Pod, World
 
 DISRUPTED_SOON = timedelta(seconds=30)
 """A disruption that is told later than this after a failure is another story."""
 
+DEVICE_SOON = timedelta(minutes=2)
+"""How long after a failure a device may be called bad for it: who watches devices looks once a minute."""
+
 _LOST = frozenset({IncidentClass.CONTAINER_LOSS, IncidentClass.NETWORK})
+_EXPLAINED = frozenset(BY_SIGN[sign].kind for sign in DEVICE_EXPLAINS)
 _NO_POISON = frozenset(row.kind for row in TABLE if row.poison is None)
 
 
@@ -41,7 +46,7 @@ def correction(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: dat
         return None
     last = status.incidents[-1]
     found = _disrupted(world, job, taken, last, now) or _out_of_memory(world, job, taken, last)
-    found = found or _node_lost(world, taken, last)
+    found = found or _node_lost(world, taken, last) or _device_bad(world, last, now)
     if found is None or found[0].kind is last.class_:
         return None
     return _corrected(job, last, *found, now)
@@ -89,6 +94,15 @@ def _node_lost(world: World, taken: Iterable[Seat], last: Incident) -> Found | N
     return BY_SIGN[Sign.NODE_GONE], f"node {last.node} is {what}"
 
 
+def _device_bad(world: World, last: Incident, now: datetime) -> Found | None:
+    """The device was bad, although that was not known: the same pod may well have gone on with it."""
+    if last.class_ not in _EXPLAINED or last.start_time is None or now - last.start_time > DEVICE_SOON:
+        return None
+    pod = next((p for p in world.pods if p.name == last.pod), None)
+    why = said_against(world.nodes, pod, last.node)
+    return (BY_SIGN[Sign.DEVICE_BAD], why) if why else None
+
+
 def _their_pod(world: World, job: TrainingJob, taken: tuple[Seat, ...], last: Incident) -> Pod | None:
     """The incident's pod, unless it serves in a later round: then its end is another incident."""
     pod = next((p for p in world.pods if p.name == last.pod), None)
@@ -101,7 +115,7 @@ def _corrected(job: TrainingJob, last: Incident, row: Row, why: str, now: dateti
     status = job.status
     # What a rule of the user has decided stays decided.
     charged = last.charged if last.rule is not None else not row.free
-    mark = "/".join([row.kind.value, *last.fingerprint.split("/")[1:]])
+    mark = "/".join([row.mark, *last.fingerprint.split("/")[1:]])
     incident = last.model_copy(
         update={
             "class_": row.kind,

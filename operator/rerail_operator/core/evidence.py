@@ -7,10 +7,11 @@ from datetime import datetime
 from rerail_api.contract import AgentState
 from rerail_api.status import IncidentClass
 
+from .devices import said_against
 from .gang import Seat
 from .lastwords import last_words
 from .silence import SUSPECT, Meaning, Silence, hear, just_took_over, silence_of
-from .taxonomy import BY_CODE, BY_SIGN, Cause, Row, Sign
+from .taxonomy import BY_CODE, BY_SIGN, DEVICE_EXPLAINS, Cause, Row, Sign
 from .world import Exit, Pod, PodPhase, Termination, World
 
 
@@ -25,6 +26,7 @@ class Fault:
     pod: Pod | None = None
     exit: Exit | None = None
     silence: Silence | None = None  # where nothing else speaks for it
+    first: Sign | None = None  # what it looked like before the word of the cluster was joined with it
 
     @property
     def row(self) -> Row:
@@ -46,7 +48,13 @@ class Fault:
     @property
     def key(self) -> str:
         """Under which the first sight of this fault is remembered."""
-        return f"fault/{self.node_rank}/{self.pod.uid if self.pod else 'gone'}/{self.cause.name}"
+        cause = BY_SIGN[self.first or self.sign].cause  # stays the same when the cluster's word comes later
+        return f"fault/{self.node_rank}/{self.pod.uid if self.pod else 'gone'}/{cause.name}"
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether it was found by its want of steps."""
+        return (self.first or self.sign) is Sign.NO_STEP
 
 
 def find_faults(world: World, taken: Iterable[Seat], now: datetime) -> tuple[Fault, ...]:
@@ -60,7 +68,17 @@ def find_faults(world: World, taken: Iterable[Seat], now: datetime) -> tuple[Fau
         if fault is not None:
             found.append(fault)
     found = hold_if_ours(world, found, seats_, now)
-    return tuple(replace(f, at=min(f.at, world.memory.get(f.key, f.at))) for f in found)
+    return tuple(joined(world, replace(f, at=min(f.at, world.memory.get(f.key, f.at)))) for f in found)
+
+
+def joined(world: World, fault: Fault) -> Fault:
+    """The fault; a device's, where the cluster calls its device or node bad and that explains it."""
+    if fault.sign not in DEVICE_EXPLAINS:
+        return fault
+    why = said_against(world.nodes, fault.pod, fault.node)
+    if not why:
+        return fault
+    return replace(fault, sign=Sign.DEVICE_BAD, first=fault.sign, message=f"{fault.message}; {why}")
 
 
 def hold_if_ours(world: World, found: list[Fault], taken: tuple[Seat, ...], now: datetime) -> list[Fault]:

@@ -188,7 +188,9 @@ def _strangers_first(
     def has_home(rank: int) -> bool:
         pod = taken[rank].pod
         node = world.nodes.get(pod.node) if pod is not None else None
-        return node is not None and node.ready is True and node.schedulable and node.name not in away
+        if node is None or node.ready is not True or node.trouble:
+            return False
+        return node.schedulable and node.name not in away
 
     return sorted(missing, key=lambda rank: (has_home(rank), rank))
 

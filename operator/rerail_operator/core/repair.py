@@ -17,7 +17,7 @@ from rerail_api.v1alpha1 import TrainingJob
 
 from .climbing import room_elsewhere
 from .ending import failed, with_incident
-from .evidence import Fault
+from .evidence import Fault, joined
 from .gang import Seat
 from .ladder import Case, Choice, rung, rungs_taken
 from .outcome import Outcome
@@ -27,7 +27,7 @@ from .reasons import Reason
 from .restarts import Verdict, judge, signal_name
 from .rootcause import root_cause, still_collecting
 from .standstill import Standstill, hang, unanswered
-from .taxonomy import BROKEN, Action, Cause, Sign
+from .taxonomy import BROKEN, Action, Cause
 from .waiting import excluding
 from .world import World
 
@@ -66,7 +66,7 @@ def answer_standstill(
     silent = unanswered(taken, found)
     left = asked + ASKED - now
     if not silent or left <= timedelta(0):
-        return _settle(world, job, taken, (hang(taken, found),), now)
+        return _settle(world, job, taken, (joined(world, hang(taken, found)),), now)
     return Outcome(
         Phase.RUNNING,
         Reason.FAULT_SEEN,
@@ -91,7 +91,7 @@ def _settle(
     incident = _incident(job, root, verdict, step, now)
     if verdict.end is not None:
         end = failed(job, verdict.end, verdict.why, now, incident=incident)
-        return replace(end, stood_still=root.sign is Sign.NO_STEP)
+        return replace(end, stood_still=root.stood_still)
     case = Case(root.node_rank, _moves(faults, verdict), verdict.charged, _everywhere(taken, faults))
     choice = _choice(world, job, case, now)
     if choice.rung is None:
@@ -174,7 +174,7 @@ def _restart(job: TrainingJob, root: Fault, verdict: Verdict, repair: _Repair) -
         notes=(Note(Reason.RESTARTING, message, Level.WARNING),),
         intent=True,
         fault_at=root.at,
-        stood_still=root.sign is Sign.NO_STEP,
+        stood_still=root.stood_still,
         because=f"root cause {root.cause.name.lower()}: round and counts rise together, then the gang stops",
     )
 

@@ -76,7 +76,7 @@ def judge(
 
 def fingerprint(root: Fault) -> str:
     """Class, code or signal, and exception type of a failure, in one word."""
-    parts = [root.kind.value]
+    parts = [root.row.mark]
     if root.exit is not None:
         if root.exit.signal is not None:
             parts.append(signal_name(root.exit.signal))

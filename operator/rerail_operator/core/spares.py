@@ -12,6 +12,7 @@ from rerail_api.contract import AgentState
 from rerail_api.status import ConditionType
 from rerail_api.v1alpha1 import TrainingJob
 
+from .devices import said_against
 from .gang import Seat, all_bound
 from .names import pod_name
 from .outcome import Outcome
@@ -105,7 +106,9 @@ def _is_struck(world: World, pod: Pod) -> bool:
 
 def _well_placed(world: World, pod: Pod, away: Mapping[str, str]) -> bool:
     node = world.nodes.get(pod.node)
-    return node is not None and node.ready is True and pod.node not in away and not pod.disruption
+    if node is None or node.ready is not True or pod.node in away:
+        return False
+    return not pod.disruption and not said_against(world.nodes, pod, pod.node)
 
 
 def _stands_ready(world: World, pod: Pod) -> bool:
@@ -160,6 +163,8 @@ def _no_use(world: World, pod: Pod, away: Mapping[str, str], ended_for: timedelt
         return "its node is lost"
     if pod.disruption or pod.unschedulable:
         return pod.disruption or pod.unschedulable
+    if against := said_against(world.nodes, pod, pod.node):
+        return against
     return "its agent is stuck" if agent is not None and agent.state is AgentState.STUCK else ""
 
 

@@ -13,10 +13,10 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Final
 
-from rerail_api.status import IncidentClass
+from rerail_api.status import Incident, IncidentClass
 from rerail_api.v1alpha1 import TrainingJob
 
-from .taxonomy import Witness, witness_of
+from .taxonomy import BY_SIGN, Sign, Witness, witness_of
 from .topology import Domain, domain
 from .world import Node, Nodes
 
@@ -35,6 +35,7 @@ TOGETHER: Final = timedelta(seconds=10)
 DOMAIN_NODES: Final = 3
 """So many nodes of one topology domain within `TOGETHER` fell by one cause: they share one strike."""
 
+_BY_DEVICE: Final = BY_SIGN[Sign.DEVICE_BAD].mark.split("/")
 _WITNESS: Final = {kind: witness_of(kind) for kind in IncidentClass}
 
 
@@ -55,7 +56,7 @@ class Strike:
     @property
     def witness(self) -> Witness:
         """Peers of a job tell sooner than the API server that a node is lost, and could make it up."""
-        return _WITNESS[self.kind] if self.seen else Witness.PROGRAM
+        return Witness.CLUSTER if self.seen else Witness.PROGRAM
 
     @property
     def key(self) -> tuple[str, int]:
@@ -131,11 +132,18 @@ def account_of(job: TrainingJob, nodes: Nodes) -> Account:
             meta.uid,
             incident.number,
             _place(node),
-            _WITNESS[incident.class_] is Witness.CLUSTER and not (node is not None and node.ready),
+            _is_seen(incident, node),
             incident.nodes_lost or 1,
         )
         found.append((incident.node, strike))
     return Account(meta.uid, frozenset(i.number for i in job.status.incidents), tuple(found))
+
+
+def _is_seen(incident: Incident, node: Node | None) -> bool:
+    """Whether the API server says so: of a device at once, of a lost node by what it says of the node now."""
+    if incident.fingerprint.split("/")[:2] == _BY_DEVICE:
+        return True
+    return _WITNESS[incident.class_] is Witness.CLUSTER and not (node is not None and node.ready)
 
 
 def told(job: TrainingJob, nodes: Nodes, now: datetime) -> tuple[object, ...]:

@@ -47,12 +47,13 @@ class Obstacle(IntEnum):
     NOT_READY = 1
     UNREACHABLE = 2
     DELETING = 3
-    EXCLUDED = 4
-    TAINTED = 5
-    FULL = 6
-    TOO_SMALL = 7
-    NOT_CHOSEN = 8
-    STRUCK = 9
+    IN_TROUBLE = 4
+    EXCLUDED = 5
+    TAINTED = 6
+    FULL = 7
+    TOO_SMALL = 8
+    NOT_CHOSEN = 9
+    STRUCK = 10
 
 
 _SENTENCES: Final = {
@@ -60,6 +61,7 @@ _SENTENCES: Final = {
     Obstacle.NOT_READY: ("is not ready", "are not ready"),
     Obstacle.UNREACHABLE: ("is unreachable", "are unreachable"),
     Obstacle.DELETING: ("is being deleted", "are being deleted"),
+    Obstacle.IN_TROUBLE: ("has the condition {}", "have the condition {}"),
     Obstacle.EXCLUDED: ("is left out ({})", "are left out ({})"),
     Obstacle.TAINTED: ("has the taint {}", "have the taint {}"),
     Obstacle.FULL: ("has less than {} free", "have less than {} free"),
@@ -201,6 +203,8 @@ class Survey:
             return Cause(Obstacle.UNREACHABLE if node.ready is None else Obstacle.NOT_READY)
         if not node.schedulable:
             return Cause(Obstacle.CORDONED)
+        if node.trouble:
+            return Cause(Obstacle.IN_TROUBLE, node.trouble)
         if (why := self._request.excluded.get(node.name)) is not None:
             return Cause(Obstacle.EXCLUDED, why)
         if (taint := rules.obstacle(node)) is not None:

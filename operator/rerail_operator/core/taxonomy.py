@@ -33,6 +33,9 @@ class Sign(StrEnum):
     NODE_UNREACHABLE = "the agent is silent, and two peers (or the only one) cannot reach its machine"
     AGENT_SILENT = "the agent has been silent for 20 s while the node says that it is ready"
     FROZEN = "the agent is silent, and its machine takes the connects of peers but never answers"
+    DEVICE_BAD = (
+        "a rank, container or step fails where the kubelet or the node's conditions call a device bad"
+    )
     CANNOT_STOP = "processes survive SIGKILL for 15 s"
     OUT_OF_MEMORY = "the kubelet says OOMKilled"
     CONTAINER_GONE = "the agent is silent, and its machine refuses the connects of peers"
@@ -88,6 +91,14 @@ class Row:
     away_from: int = 1
     witness: Witness = Witness.NOBODY
     codes: tuple[int, ...] = ()
+
+    @property
+    def mark(self) -> str:
+        """How the fingerprints of such failures begin.
+
+        Whether the cluster or a program blamed the device, the class does not say; no program can write this.
+        """
+        return self.kind.value + ("/device" if self.sign is Sign.DEVICE_BAD else "")
 
     def action_at(self, count: int) -> Action:
         """The answer to the `count`-th of the same failure at one point."""
@@ -147,6 +158,16 @@ TABLE: tuple[Row, ...] = (
         witness=_W.PROGRAM,
     ),
     Row(Sign.FROZEN, _K.CONTAINER_LOSS, _C.LOST, _A.OTHER_NODE, free=True, away=GONE, witness=_W.PROGRAM),
+    # Joined evidence: it explains a failure, and is none by itself.
+    Row(
+        Sign.DEVICE_BAD,
+        _K.GPU_FAULT,
+        _C.LOST,
+        _A.OTHER_NODE,
+        free=True,
+        away=BROKEN,
+        witness=_W.CLUSTER,
+    ),
     Row(
         Sign.CANNOT_STOP,
         _K.CONTAINER_LOSS,
@@ -195,6 +216,24 @@ TABLE: tuple[Row, ...] = (
 BY_SIGN: dict[Sign, Row] = {row.sign: row for row in TABLE}
 BY_CODE: dict[int, Row] = {code: row for row in TABLE for code in row.codes}
 """Our exit codes; binding only for programs that declare the contract."""
+
+DEVICE_EXPLAINS = frozenset(
+    {
+        Sign.CANNOT_STOP,
+        Sign.FROZEN,
+        Sign.CONTAINER_GONE,
+        Sign.CONTAINER_ENDED,
+        Sign.SIGNALLED,
+        Sign.RETRY_IN_PLACE,
+        Sign.LEAVE_NODE,
+        Sign.NON_FINITE,
+        Sign.WATCHDOG,
+        Sign.RENDEZVOUS_FAILED,
+        Sign.OTHER_EXIT,
+        Sign.NO_STEP,
+    }
+)
+"""What a bad device can bring about; user errors, bad data, full memory, lost machines have other causes."""
 
 
 def witness_of(kind: IncidentClass) -> Witness:

@@ -52,6 +52,7 @@ class Pod:
     unschedulable: str = ""  # kube-scheduler's sentence while PodScheduled is False
     waiting: str = ""  # "ImagePullBackOff: ..." while the container cannot start
     disruption: str = ""  # reason of the DisruptionTarget condition
+    bad_device: str = ""  # "nvidia.com/gpu GPU-abc" while the kubelet calls one that it holds Unhealthy
     template_hash: str = ""
     # Moves with every write of anybody, and says nothing: it only guards our own.
     resource_version: str = field(default="", compare=False)
@@ -214,6 +215,7 @@ class Node:
     free: Resources = field(default_factory=dict)
     deleting: bool = False
     not_ready_since: datetime | None = None
+    trouble: str = ""  # "GpuUnhealthy (XidError)" while a condition says so that the operator is to heed
     struck: str = ""  # what is held against it across jobs: taken only where there is no other
 
 

@@ -32,6 +32,7 @@ class EngineSettings:
 
     making: Making
     workers: int = 4
+    bad_node_conditions: tuple[str, ...] = ()
 
 
 class Engine:
@@ -49,7 +50,7 @@ class Engine:
         self._leadership = leadership
         self._settings = settings
         self.queue: WorkQueue[JobKey] = WorkQueue(clock)
-        self.fleet = Fleet(cluster, self._job_changed, self._capacity_changed)
+        self.fleet = Fleet(cluster, self._job_changed, self._capacity_changed, settings.bad_node_conditions)
         self.desk = AdmissionDesk(self.fleet, clock, settings.making.accelerators, on_offer=self._wake)
         applier = Applier(cluster, coordinator, self.fleet, settings.making, clock)
         senses = Senses(self.fleet, coordinator, self.desk, clock)

@@ -8,7 +8,7 @@ from typing import Final
 
 from rerail_api.contract import STACKS_SECONDS, TIMED_STEPS
 from rerail_api.generated import keep_current
-from rerail_operator.core.correction import DISRUPTED_SOON
+from rerail_operator.core.correction import DEVICE_SOON, DISRUPTED_SOON
 from rerail_operator.core.standstill import AT_LEAST, PHASE
 from rerail_operator.core.taxonomy import TABLE, in_words
 
@@ -43,7 +43,21 @@ Until an incident closes it follows what is learned of it, with event `Corrected
 change in one write, the restart stays counted once, and the message keeps what was thought first. A lost
 container, a silent agent or a rank killed by SIGKILL was out of memory when the kubelet says so; a silent
 agent was a lost node when the API server says so; a failure within {DISRUPTED_SOON.seconds} s before the
-pod's DisruptionTarget was a preemption or a drain. What a user's rule has charged stays charged as it was.
+pod's DisruptionTarget was a preemption or a drain; a failure within {DEVICE_SOON.seconds // 60} minutes
+before the kubelet or a condition of the node called a device bad was a GpuFault. What a user's rule has
+charged stays charged as it was.
+
+## Bad devices
+
+The cluster itself may speak against a device: the kubelet where a pod's
+`status.containerStatuses[].allocatedResourcesStatus[].resources[].health` is Unhealthy (feature gate
+`ResourceHealthStatus`, and a device plugin or DRA driver that tells), or a node condition of a type that the
+operator is to heed ([badNodeConditions](../from-clone-to-cluster.md#2-install)) and that is True. Such words
+come and go, and a restart of a large gang is dear: by themselves they interrupt no rank. What then fails on
+that pod or node (a signal, a code, a hang that is blamed on it, the end of its container) is a GpuFault, and
+the message tells both. Disruptions, lost or unreachable machines, full memory, bad data and user errors stay
+what they are, and your own rules see the exit code as ever. A node with such a condition takes no new pod; a
+spare there, or with such a device, goes.
 
 ## Hangs
 

@@ -6,6 +6,8 @@ living pods (only their sums matter), nodes.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -48,7 +50,11 @@ class Fleet:
     `on_capacity` that a waiting gang may now fit. Both are called often; a queue makes them cheap."""
 
     def __init__(
-        self, cluster: Cluster, on_job: Callable[[JobKey], None], on_capacity: Callable[[], None]
+        self,
+        cluster: Cluster,
+        on_job: Callable[[JobKey], None],
+        on_capacity: Callable[[], None],
+        bad_node_conditions: tuple[str, ...] = (),
     ) -> None:
         streams = streams_of(cluster)
         self._on_job = on_job
@@ -62,7 +68,8 @@ class Fleet:
         self._jobs = Informer(streams, JOBS, self._job_changed)
         self._workers = Informer(streams, WORKERS, self._worker_changed)
         self._others = Informer(streams, OTHERS, self._other_changed)
-        self._nodes = Informer(streams, NODES, self._node_changed)
+        nodes = replace(NODES, record=partial(node_record, bad_conditions=bad_node_conditions))
+        self._nodes = Informer(streams, nodes, self._node_changed)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -4,6 +4,7 @@ Past this file nobody reads raw JSON of a pod or node. What cannot be read becom
 empty text), never a crash: one odd pod must not stop the stream of all others.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from sys import intern
@@ -44,6 +45,9 @@ PODS = "pods"
 
 UNKNOWN_EXIT = 137
 """What the kubelet itself writes for a container whose end it has not seen (ContainerStatusUnknown)."""
+
+UNHEALTHY = "Unhealthy"
+"""What the kubelet says of a device; the other words, Healthy and Unknown, say nothing against it."""
 
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _TERMINAL = frozenset({PodPhase.SUCCEEDED.value, PodPhase.FAILED.value})
@@ -90,10 +94,10 @@ def observe_pod(obj: dict[str, Any]) -> Pod | None:
         return None
 
 
-def observe_node(obj: dict[str, Any]) -> Node | None:
+def observe_node(obj: dict[str, Any], bad_conditions: Collection[str] = ()) -> Node | None:
     """A node from its JSON, with all of its allocatable free; None when it cannot be read."""
     try:
-        return node_record(as_raw_node(obj)).node
+        return node_record(as_raw_node(obj), bad_conditions).node
     except msgspec.ValidationError:
         return None
 
@@ -133,8 +137,8 @@ def foreign_record(raw: RawPod) -> PodRecord:
     )
 
 
-def node_record(raw: RawNode) -> NodeRecord:
-    """The record of a node."""
+def node_record(raw: RawNode, bad_conditions: Collection[str] = ()) -> NodeRecord:
+    """The record of a node; it is in trouble while a condition of one of these types is True."""
     meta, spec, status = raw.metadata, raw.spec, raw.status
     ready = _condition(status.conditions, "Ready")
     allocatable = MappingProxyType(_amounts(status.allocatable))
@@ -148,6 +152,7 @@ def node_record(raw: RawNode) -> NodeRecord:
         allocatable=allocatable,
         free=allocatable,
         deleting=meta.deletion_timestamp is not None,
+        trouble=_trouble(status.conditions, bad_conditions) if bad_conditions else "",
         not_ready_since=ready.last_transition_time if ready and not is_ready else None,
     )
     return NodeRecord(uid=meta.uid, node=node)
@@ -187,6 +192,7 @@ def _worker(raw: RawPod) -> Pod | None:
         else "",
         waiting=_waiting(raw.status),
         disruption=disrupted.reason if disrupted and disrupted.status == "True" else "",
+        bad_device=_bad_device(raw.status),
         template_hash=intern((meta.annotations or {}).get(ANNOTATION_TEMPLATE_HASH, "")),
         resource_version=meta.resource_version,
     )
@@ -208,6 +214,21 @@ def _effect(written: str) -> Effect:
 
 def _condition(conditions: list[RawCondition] | None, kind: str) -> RawCondition | None:
     return next((condition for condition in conditions or () if condition.type == kind), None)
+
+
+def _trouble(conditions: list[RawCondition] | None, bad: Collection[str]) -> str:
+    # Type and reason alone: messages hold counts and times, and would never be the same twice.
+    told = [c for c in conditions or () if c.type in bad and c.status == "True"]
+    return ", ".join(sorted(f"{c.type} ({c.reason})" if c.reason else c.type for c in told))
+
+
+def _bad_device(status: RawPodStatus) -> str:
+    for container in status.container_statuses or ():
+        for resource in container.allocated_resources_status or ():
+            for device in resource.resources or ():
+                if device.health == UNHEALTHY:
+                    return intern(f"{resource.name} {device.resource_id}".strip())
+    return ""
 
 
 def _node_of(spec: RawPodSpec) -> str:

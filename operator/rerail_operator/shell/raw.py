@@ -96,9 +96,20 @@ class RawContainerState(Raw):
     waiting: RawWaiting | None = None
 
 
+class RawDeviceHealth(Raw):
+    resource_id: str = msgspec.field(default="", name="resourceID")
+    health: str = ""
+
+
+class RawAllocatedResource(Raw):
+    name: str = ""
+    resources: list[RawDeviceHealth] | None = None
+
+
 class RawContainerStatus(Raw):
     name: str = ""
     state: RawContainerState | None = None
+    allocated_resources_status: list[RawAllocatedResource] | None = None
 
 
 class RawPodStatus(Raw):

@@ -21,6 +21,8 @@ DEFAULT_ACCELERATORS = (
 )
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _RESOURCE = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_CONDITION = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?")
+READY = "Ready"
 
 
 class LogLevel(StrEnum):
@@ -101,6 +103,17 @@ def _accelerators(value: str) -> tuple[str, ...]:
     return names
 
 
+def _conditions(value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if bad := [name for name in names if not _CONDITION.fullmatch(name)]:
+        raise ValueError(f"holds {', '.join(map(repr, bad))}, which is no type of a node condition")
+    if READY in names:
+        raise ValueError(
+            f"holds {READY!r}, which is True on every good node; name types that are True on bad ones"
+        )
+    return names
+
+
 def _one_of(choices: type[StrEnum]) -> Callable[[str], StrEnum]:
     def read(value: str) -> StrEnum:
         try:
@@ -121,6 +134,8 @@ class Settings:
     pod_name: str = "rerail"
     pod_ip: str = "127.0.0.1"
     accelerators: tuple[str, ...] = DEFAULT_ACCELERATORS
+    bad_node_conditions: tuple[str, ...] = ()
+    """Types of node conditions that speak against the node while they are True."""
     probe_port: int = 8080
     metrics_port: int = 9090
     lease_name: str = "rerail"
@@ -147,6 +162,7 @@ _VARIABLES: dict[str, Variable[Any]] = {
     "pod_name": Variable(_dns_name, "rerail-0"),
     "pod_ip": Variable(_text, "10.1.2.3"),
     "accelerators": Variable(_accelerators, "nvidia.com/gpu,amd.com/gpu"),
+    "bad_node_conditions": Variable(_conditions, "GpuUnhealthy,KernelDeadlock"),
     "probe_port": Variable(_port, "8080"),
     "metrics_port": Variable(_port, "9090"),
     "lease_name": Variable(_dns_name, "rerail"),

@@ -88,7 +88,8 @@ def _scene(raw: Mapping[str, Any]) -> Scene:
     job = parse_job(raw["job"]) if raw.get("job") else None
     pods = tuple(pod for item in _items(raw.get("pods")) if (pod := observe_pod(item)) is not None)
     known = raw.get("operator") or {}
-    nodes = _nodes(_items(raw.get("nodes")), _items(raw.get("pods")))
+    bad = tuple(known.get("badNodeConditions") or ())
+    nodes = _nodes(_items(raw.get("nodes")), _items(raw.get("pods")), bad)
     claim = known.get("claim")
     world = World(
         uid=job.metadata.uid if job else (pods[0].uid if pods else ""),
@@ -124,8 +125,8 @@ def _time(value: Any) -> datetime:
     return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _nodes(nodes: list[Object], pods: list[Object]) -> Nodes:
-    seen = {node.name: node for item in nodes if (node := observe_node(item)) is not None}
+def _nodes(nodes: list[Object], pods: list[Object], bad_conditions: tuple[str, ...]) -> Nodes:
+    seen = {node.name: node for item in nodes if (node := observe_node(item, bad_conditions)) is not None}
     for pod in pods:
         name = (pod.get("spec") or {}).get("nodeName", "")
         if name in seen and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):

@@ -132,7 +132,7 @@ class Operator:
             agent=build(),
             ca_pem=authority.certificate.decode(),
         )
-        engine_settings = EngineSettings(making, settings.workers)
+        engine_settings = EngineSettings(making, settings.workers, settings.bad_node_conditions)
         engine = Engine(self._cluster, self.coordinator, self.leadership, engine_settings, self._clock)
         engine.on_pass.append(self._metrics.passed)
         engine.record_with(self.recorder.record)
