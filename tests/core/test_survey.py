@@ -21,6 +21,7 @@ CHANGES: dict[str, Callable[[Node], Node]] = {
     "ready": lambda node: replace(node, ready=True),
     "cordoned": lambda node: replace(node, schedulable=False),
     "struck": lambda node: replace(node, struck="3 losses"),
+    "in trouble": lambda node: replace(node, trouble="GpuUnhealthy (XidError)"),
     "tainted": lambda node: replace(node, taints=(Taint("team", Effect.NO_SCHEDULE, "red"),)),
     "moved": lambda node: replace(node, labels={**node.labels, ZONE: "z"}),
     "told once more": lambda node: replace(node, ready=node.ready),
