@@ -50,6 +50,35 @@ async def test_what_nobody_ordered_is_told_at_once(open_desk: OpenDesk, news: st
     await until(lambda: len(desk.changes) > before, what="a pass is asked for")
 
 
+FAULTS = {
+    "a rank that fails": ({"round": 1, "state": "Failed", "exit": {"exit_code": 1, "rank": 0}}, True),
+    "a rank that was told to stop": (
+        {"round": 1, "state": "Stopped", "exit": {"exit_code": 1, "rank": 0, "ordered": True}},
+        False,
+    ),
+    "an agent that comes to the barrier": ({"round": 1, "state": "Ready"}, False),
+    "an agent that is not heard any more": (None, True),
+}
+
+
+@pytest.mark.parametrize("news", FAULTS)
+async def test_a_fault_is_told_as_one(open_desk: OpenDesk, news: str) -> None:
+    desk = await open_desk(replace(QUICK, heartbeat=30.0, silent=90.0))
+    faults: list[str] = []
+    desk.coordinator.on_fault = faults.append
+    client = await desk.agent()
+    await client.receive("welcome")
+    said, is_fault = FAULTS[news]
+    if said is None:
+        await client.close()
+        await until(lambda: desk.coordinator.connections == 0)
+    else:
+        before = len(desk.changes)
+        await client.say(**said)
+        await until(lambda: len(desk.changes) + len(faults) > before, what="the report is told of")
+    assert bool(faults) is is_fault
+
+
 async def test_one_that_goes_keeps_nobody_waiting(open_desk: OpenDesk) -> None:
     desk = await open_desk(replace(QUICK, progress=60.0))
     gang = [await desk.agent(number) for number in range(2)]

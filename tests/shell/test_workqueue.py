@@ -100,7 +100,7 @@ def test_a_key_that_rests_gathers_its_wishes_until_then(queue: WorkQueue[str], c
     queue.take()
     queue.add("a")
     queue.forget("a")
-    queue.rest("a", 0.4)
+    queue.rest("a", 0.4, urgent=1.0)
     queue.done("a")
     queue.add_after("a", 0.1)
     clock.advance(0.3)
@@ -111,6 +111,66 @@ def test_a_key_that_rests_gathers_its_wishes_until_then(queue: WorkQueue[str], c
     queue.forget("a")
     queue.done("a")
     queue.add("a")
+    assert queue.take() == "a"
+
+
+@pytest.mark.parametrize("when", ["while it rests", "in flight"])
+def test_an_urgent_wish_cuts_a_rest_short_and_no_other_does(
+    queue: WorkQueue[str], clock: HandClock, when: str
+) -> None:
+    queue.add("a")
+    queue.take()
+    queue.add("a", urgent=when == "in flight")
+    queue.add("a")
+    queue.forget("a")
+    queue.rest("a", 3.0, urgent=1.0)
+    queue.done("a")
+    if when == "while it rests":
+        clock.advance(0.9)
+        queue.add("a", urgent=True)
+        clock.advance(0.2)
+    else:
+        clock.advance(0.9)
+        assert queue.take() is None
+        clock.advance(0.2)
+    assert [queue.take(), queue.take()] == ["a", None]
+    queue.forget("a")
+    queue.rest("a", 3.0, urgent=1.0)
+    queue.done("a")
+    queue.add("a")
+    clock.advance(2.9)
+    assert queue.take() is None
+    clock.advance(0.2)
+    assert queue.take() == "a"
+
+
+def test_an_urgent_wish_that_comes_late_in_a_rest_is_served_at_once(
+    queue: WorkQueue[str], clock: HandClock
+) -> None:
+    queue.add("a")
+    queue.take()
+    queue.rest("a", 3.0, urgent=1.0)
+    queue.done("a")
+    queue.add("a")
+    clock.advance(2.0)
+    assert queue.take() is None
+    queue.add("a", urgent=True)
+    assert queue.take() == "a"
+
+
+def test_an_urgent_wish_does_not_cut_a_back_off_short(queue: WorkQueue[str], clock: HandClock) -> None:
+    queue.add("a")
+    queue.take()
+    queue.rest("a", 3.0, urgent=0.1)
+    queue.done("a")
+    queue.add("a", urgent=True)
+    clock.advance(0.2)
+    assert queue.take() == "a"
+    queue.retry("a", at_least=4.0)
+    queue.add("a", urgent=True)
+    clock.advance(3.9)
+    assert queue.take() is None
+    clock.advance(0.2)
     assert queue.take() == "a"
 
 

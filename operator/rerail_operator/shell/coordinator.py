@@ -23,7 +23,7 @@ from .clock import Clock
 from .connection import AgentConnection
 from .frames import Hello, Probed, ReportFrame, encode
 from .leader import Leading
-from .roster import Order, Record, Roster, is_reflected, is_transition, observe_report
+from .roster import Order, Record, Roster, is_fault, is_reflected, is_transition, observe_report
 from .suspicion import Inquiries, Patience
 from .tokens import Identity, TokenRefused, Verifier
 
@@ -59,7 +59,10 @@ class Limits:
 
 
 class Coordinator:
-    """Calls `on_change(job_uid)` at every transition of an agent; for mere progress every 0.5 s at most."""
+    """Calls `on_change(job_uid)` at every transition of an agent; for mere progress every 0.5 s at most.
+
+    Instead `on_fault(job_uid)`, where somebody set that, when a rank has failed or an agent is not heard.
+    """
 
     def __init__(
         self,
@@ -71,11 +74,11 @@ class Coordinator:
     ) -> None:
         self._verifier = verifier
         self._clock = clock
-        self._on_change = on_change
+        self._on_change = self.on_fault = on_change
         self._leadership = leadership
         self._limits = limits or Limits()
         self._roster = Roster()
-        self._inquiries = Inquiries(self._roster, self._limits.patience, clock, self._tell)
+        self._inquiries = Inquiries(self._roster, self._limits.patience, clock, self._tell_fault)
         self._connections: set[AgentConnection] = set()
         self._told_later: dict[str, asyncio.TimerHandle] = {}
         self._framed: tuple[Order, int, bytes] | None = None  # the last order put on the wire, its term
@@ -188,7 +191,9 @@ class Coordinator:
         record.probe_port = report.probe_port or 0
         record.note_busy(report.busy, fresh=report.round != before.round)
         record.said = observe_report(connection.pod_uid, report, record.last_seen, before)
-        if is_transition(before, record.said):
+        if is_fault(before, record.said):
+            self._tell_fault(record.job_uid)
+        elif is_transition(before, record.said):
             # Thousands do as they were told within a second: a pass looks when the last one has, or soon.
             others = self._roster.heard(record, before)
             (self._tell_soon if others else self._tell)(record.job_uid)
@@ -217,7 +222,7 @@ class Coordinator:
         if record is not None and record.link is connection:
             record.link = None
             self._roster.gone(record)
-            self._tell(record.job_uid)
+            self._tell_fault(record.job_uid)
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -266,10 +271,13 @@ class Coordinator:
             last = self._framed = (order, term, encode({"kind": "order", "term": term, **order}))
         return last[2]
 
-    def _tell(self, job_uid: str) -> None:
+    def _tell(self, job_uid: str, fault: bool = False) -> None:
         if (timer := self._told_later.pop(job_uid, None)) is not None:
             timer.cancel()
-        self._on_change(job_uid)
+        (self.on_fault if fault else self._on_change)(job_uid)
+
+    def _tell_fault(self, job_uid: str) -> None:
+        self._tell(job_uid, fault=True)
 
     def _tell_soon(self, job_uid: str) -> None:
         if job_uid not in self._told_later:
@@ -348,7 +356,7 @@ class Coordinator:
         for record in self._roster:
             if record.link is not None and not record.silent and now - record.heard > self._limits.suspect:
                 record.silent = True
-                self._tell(record.job_uid)
+                self._tell_fault(record.job_uid)
         self._inquiries.look(now, self._leadership.term)
 
     def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 CONFLICT_DELAY = 0.2
 REST_PER_THINKING = 4.0  # one job's thinking may take a fifth of the loop, however large its gang
-MAX_REST = 1.0
+MAX_REST = 3.0  # an agent's word that it connects, joins, runs or makes a step waits no longer
+MAX_REST_OF_FAULTS = 1.0  # nor than this a fault, or a change of a job, a pod or a node
 WAITING_JOBS_DELAY = 0.5  # longer than answers may be stale: the pass sees the change
 
 
@@ -59,6 +60,7 @@ class Engine:
         self._workers: list[asyncio.Task[None]] = []
         self._leads = False
         self._look: asyncio.TimerHandle | None = None
+        coordinator.on_fault = self.agent_failed
         self.failures = 0  # passes that ended in an unexpected exception
         self.passes = 0
 
@@ -76,10 +78,16 @@ class Engine:
     def enqueue(self, key: JobKey) -> None:
         """Ask for a pass over this job. The only thing that handlers do."""
         if self._leads:
-            self.queue.add(key)
+            self.queue.add(key, urgent=True)
 
     def agent_changed(self, job_uid: str) -> None:
-        """An agent of this job said something new."""
+        """An agent of this job said something new: there may be thousands that say the same."""
+        key = self._keys.get(job_uid)
+        if key is not None and self._leads:
+            self.queue.add(key)
+
+    def agent_failed(self, job_uid: str) -> None:
+        """An agent of this job tells of a failed rank, or is not heard any more."""
         self._wake(job_uid)
 
     def _wake(self, job_uid: str) -> None:
@@ -190,7 +198,7 @@ class Engine:
             self.queue.add(key)
             return
         # Thousands of pods and agents tell their news one by one: a pass sees many of them at once.
-        self.queue.rest(key, min(MAX_REST, REST_PER_THINKING * passed.thinking))
+        self.queue.rest(key, min(MAX_REST, REST_PER_THINKING * passed.thinking), MAX_REST_OF_FAULTS)
         if after is not None:
             self.queue.add_after(key, after.total_seconds())
 

@@ -153,7 +153,7 @@ class Roster:
         said, at_it = record.said, self._at_it.get(record.job_uid)
         if at_it is None or said.pod_uid not in at_it or said.state not in _OBEYING:
             return False
-        if said.exit is not None and not said.exit.ordered and said.exit != before.exit:
+        if is_fault(before, said):
             return False
         if record.order is None or is_reflected(record.order, said):
             self.gone(record)
@@ -285,6 +285,11 @@ def _stacks(frame: StacksFrame | None) -> Stacks | None:
             for p in places
         ),
     )
+
+
+def is_fault(before: Agent, after: Agent) -> bool:
+    """Whether a report tells of a failed rank that nobody had told to stop, or tells more of it."""
+    return after.exit is not None and not after.exit.ordered and after.exit != before.exit
 
 
 def is_transition(before: Agent, after: Agent) -> bool:

@@ -41,11 +41,12 @@ class WorkQueue(Generic[Key]):
         self._ready: deque[Key] = deque()
         self._queued: set[Key] = set()
         self._in_flight: set[Key] = set()
-        self._again: set[Key] = set()
+        self._again: dict[Key, bool] = {}  # added while in flight: whether that was urgent
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._sequence = 0
         self._held_until: dict[Key, float] = {}
+        self._urgent_from: dict[Key, float] = {}  # of keys that rest
         self._failures: dict[Key, int] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -59,11 +60,14 @@ class WorkQueue(Generic[Key]):
         """Failed passes of this key in a row."""
         return self._failures.get(key, 0)
 
-    def add(self, key: Key) -> None:
-        """Want a pass now."""
+    def add(self, key: Key, urgent: bool = False) -> None:
+        """Want a pass now. `urgent`: it cuts the rest of a key short as far as `rest` lets it."""
         if key in self._in_flight:
-            self._again.add(key)
-        elif self._held_until.get(key, 0.0) > self._clock.monotonic():
+            self._again[key] = urgent or self._again.get(key, False)
+            return
+        if urgent and key in self._urgent_from:
+            self._held_until[key] = self._urgent_from[key]
+        if self._held_until.get(key, 0.0) > self._clock.monotonic():
             self._schedule(key, self._held_until[key])
         elif key not in self._queued:
             self._queued.add(key)
@@ -104,8 +108,7 @@ class WorkQueue(Generic[Key]):
         """The flight is over; queued again at once if it was added meanwhile."""
         self._in_flight.discard(key)
         if key in self._again:
-            self._again.discard(key)
-            self.add(key)
+            self.add(key, self._again.pop(key))
 
     def retry(self, key: Key, at_least: float = 0.0) -> float:
         """The pass failed: the flight is over, the key comes back after its back-off. Returns the seconds.
@@ -115,7 +118,8 @@ class WorkQueue(Generic[Key]):
         failures = self._failures[key] = self.failures(key) + 1
         delay = max(at_least, self._backoff.delay(failures))
         self._held_until[key] = self._clock.monotonic() + delay
-        self._again.discard(key)
+        self._urgent_from.pop(key, None)
+        self._again.pop(key, None)
         self._in_flight.discard(key)
         self._schedule(key, self._held_until[key])
         return delay
@@ -124,12 +128,16 @@ class WorkQueue(Generic[Key]):
         """A pass went well: the next failure starts from the shortest back-off."""
         self._failures.pop(key, None)
         self._held_until.pop(key, None)
+        self._urgent_from.pop(key, None)
 
-    def rest(self, key: Key, seconds: float) -> None:
-        """A pass went well and the next is to begin no earlier than in `seconds`; what happens meanwhile is
-        seen by one pass together. Said during the flight, after `forget`."""
+    def rest(self, key: Key, seconds: float, urgent: float) -> None:
+        """A pass went well; the next is to begin no earlier than in `seconds`, for an urgent wish in `urgent`
+        if that is less. What happens meanwhile is seen by one pass together. Said during the flight, after
+        `forget`."""
         if seconds > 0:
-            self._held_until[key] = self._clock.monotonic() + seconds
+            now = self._clock.monotonic()
+            self._held_until[key] = now + seconds
+            self._urgent_from[key] = now + min(seconds, urgent)
 
     def _schedule(self, key: Key, at: float) -> None:
         if key in self._queued or self._due.get(key, at + 1.0) <= at:
