@@ -43,6 +43,9 @@ class Start:
 
 def started(folder: Path, cache: Path, number: int) -> Start:
     lines = folder / f"{number}.jsonl"
+    # The compiler keeps headers below the folder for temporary files: each start is in a container of its own.
+    temporary = folder / f"tmp-{number}"
+    temporary.mkdir()
     words = (
         *SMALL,
         *TWO_KINDS,
@@ -57,6 +60,7 @@ def started(folder: Path, cache: Path, number: int) -> Start:
             **clean_environment(),
             "PYTHONPATH": PYTHONPATH,
             "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(temporary),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
         },
         check=True,

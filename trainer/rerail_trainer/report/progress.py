@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from rerail_api.contract import ProgressPhase
@@ -19,12 +20,12 @@ def declare_contract(path: str) -> None:
     """The first line of every rank, before anything can fail: by it its agent reads its exit code."""
     if not path:
         return
-    try:
+    with suppress(OSError):  # a training says so once, with its first line
         descriptor = os.open(path, _FLAGS, 0o644)
-        os.write(descriptor, (json.dumps({"contract": CONTRACT}) + "\n").encode())
-        os.close(descriptor)
-    except OSError as error:
-        sys.stderr.write(f"progress cannot be written to {path}: {error.strerror}\n")
+        try:
+            os.write(descriptor, (json.dumps({"contract": CONTRACT}) + "\n").encode())
+        finally:
+            os.close(descriptor)
 
 
 class ProgressLog:
