@@ -14,7 +14,7 @@ demo: ## set up and watch a job lose a rank and finish from its checkpoint
 test: ## set up and run every ring of tests that this machine can run
 	@$(PYTHON) scripts/rings.py
 
-test-fast: ## core, contract on the in-memory cluster, repository: under 30 s, no torch
+test-fast: ## core, contract on the in-memory cluster, chaos in memory, repository: a minute, no torch
 	@$(PYTHON) scripts/rings.py --without-torch fast
 
 check: ## style, types, import contracts, generated files

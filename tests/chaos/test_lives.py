@@ -11,7 +11,7 @@ from .blows import BLOWS, FATAL
 from .lives import ChaosLife
 from .virtual import live
 
-SEEDS = range(120)
+SEEDS = range(200)
 
 
 @pytest.fixture(autouse=True, scope="module")
