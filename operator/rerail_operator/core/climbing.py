@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from rerail_api.status import ExcludedNode, Incident, Rung
 from rerail_api.v1alpha1 import TrainingJob
 
-from .gang import Seat
-from .ladder import clock_key, deadline, late, open_rung, too_many
+from .gang import Seat, more_than_few
+from .ladder import clock_key, deadline, late, open_rung
 from .outcome import Outcome
 from .placement import HELD, gang_request
 from .pod_resources import pod_request
@@ -53,7 +53,7 @@ def _swap(
     world: World, job: TrainingJob, missing: tuple[Seat, ...], why: str, now: datetime
 ) -> Outcome | None:
     """Other pods for those who are late; None where pods are not to blame, or none could take their part."""
-    if too_many(missing, job.spec.num_nodes) or room_elsewhere(world, job, now) < len(missing):
+    if more_than_few(len(missing), job.spec.num_nodes) or room_elsewhere(world, job, now) < len(missing):
         return None
     changes = {"excluded_nodes": excluding(job, _nodes_of(missing, now), now)}
     return new_round(job, Reason.RUNG_GIVEN_UP, f"{why}; swap", {**changes, **_on(job, Rung.SWAP)})

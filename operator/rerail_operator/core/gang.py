@@ -7,6 +7,9 @@ from rerail_api.contract import AgentState
 
 from .world import Agent, Pod, PodPhase, World
 
+FEW = 3
+FEW_OF = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -51,6 +54,11 @@ def _seat(rank: int, pods: Sequence[Pod], world: World) -> Seat:
     ordered = sorted(pods, key=lambda p: (p.since_round, p.birth_round, p.name))
     newest = ordered[-1]
     return Seat(rank, newest, world.agents.get(newest.uid), tuple(ordered[:-1]))
+
+
+def more_than_few(count: int, size: int) -> bool:
+    """Whether so many of a gang are silent or late at once that no single node or pod is to blame."""
+    return count > max(FEW, size // FEW_OF)
 
 
 def all_bound(taken: Iterable[Seat]) -> bool:

@@ -15,10 +15,6 @@ from rerail_api.status import Incident, Rung, TrainingJobStatus
 from .gang import Seat
 from .restarts import LONG_ROUND
 
-FEW_LATE = 3
-FEW_LATE_OF = 20
-"""More agents late at once than 3, or one in 20, are no matter of their pods: nobody is swapped for it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -138,8 +134,3 @@ def deadline(ladder: Ladder, standing: Rung) -> timedelta:
 def late(seats: Iterable[Seat], round_: int) -> tuple[Seat, ...]:
     """Who is not at the barrier."""
     return tuple(seat for seat in seats if not seat.at(AgentState.READY, round_))
-
-
-def too_many(late_seats: Sequence[Seat], size: int) -> bool:
-    """Whether so many are late that their pods are not to blame."""
-    return len(late_seats) > max(FEW_LATE, size // FEW_LATE_OF)

@@ -7,18 +7,16 @@ from enum import StrEnum
 
 from rerail_api.contract import AgentState
 
-from .gang import Seat
+from .gang import Seat, more_than_few
 from .world import Agent, Pod, PodPhase, Probe, World
 
 SUSPECT = timedelta(seconds=6)
 """Three missed heartbeats: from here on peers are asked."""
 SILENT_IS_LOST = timedelta(seconds=20)
 """Silence after which an agent counts as lost though its peers reach it, or there is none to ask."""
-FEW = 3
-FEW_OF = 20
-"""More silent agents at once than 3, or one in 20, are our own network and are waited for."""
 OWN_NETWORK = timedelta(seconds=120)
-"""How long: no switch or route takes longer to come back, and one node that hangs may be among them."""
+"""How long more silent agents than a few are waited for, as our own network: no switch or route takes longer to
+come back, and one node that hangs may be among them."""
 HEARING_NOBODY = timedelta(seconds=600)
 """How long while no agent at all is heard: a restart would end ranks that may well run, and could not start
 others, for they would not reach us either."""
@@ -168,7 +166,7 @@ def hear(world: World, taken: Iterable[Seat], now: datetime) -> Quiet:
             continue
         silent += not _moves_since(heard, moved, now)
     somebody = any(agent.connected for agent in world.agents.values())
-    return Quiet(moved, silent > max(FEW, size // FEW_OF), OWN_NETWORK if somebody else HEARING_NOBODY)
+    return Quiet(moved, more_than_few(silent, size), OWN_NETWORK if somebody else HEARING_NOBODY)
 
 
 def _quiet_since(world: World, seat: Seat) -> datetime | None:

@@ -83,11 +83,7 @@ def _has_made_all(told: Progress) -> bool:
 
 def all_heard(taken: Iterable[Seat], round_: int) -> bool:
     """Whether every agent is heard and has its ranks running or done: only then a hang is a hang."""
-    return all(
-        finished_with_zero(seat, round_)
-        or (seat.at(AgentState.RUNNING, round_) and seat.agent is not None and seat.agent.connected)
-        for seat in taken
-    )
+    return all(finished_with_zero(seat, round_) or seat.at(AgentState.RUNNING, round_) for seat in taken)
 
 
 def unanswered(taken: Iterable[Seat], found: Standstill) -> tuple[str, ...]:
