@@ -15,8 +15,8 @@ SUSPECT = timedelta(seconds=6)
 SILENT_IS_LOST = timedelta(seconds=20)
 """Silence after which an agent counts as lost though its peers reach it, or there is none to ask."""
 OWN_NETWORK = timedelta(seconds=120)
-"""How long more silent agents than a few are waited for, as our own network: no switch or route takes longer to
-come back, and one node that hangs may be among them."""
+"""How long more silent agents than a few are waited for, as our own network: no switch or route takes
+longer to come back, and one node that hangs may be among them."""
 HEARING_NOBODY = timedelta(seconds=600)
 """How long while no agent at all is heard: a restart would end ranks that may well run, and could not start
 others, for they would not reach us either."""
