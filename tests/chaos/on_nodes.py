@@ -1,13 +1,15 @@
 """Lives of real jobs on real nodes: the trainer, the kubelets and the chart's operators, hurt at random moments.
 
-A life is a short training with one or two blows, drawn by its seed. What comes of it is seen from outside: the
-job's status, the losses that the trainer wrote, the processes of this machine.
+A life is a short training with one or two blows, drawn by its seed. The second is dealt as soon as the job trains
+again, whatever the first took away. What comes of it is seen from outside: the job's status, the losses that the
+trainer wrote, the processes of this machine.
 """
 
 import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +25,11 @@ from tests.cluster.rig.images import build_images
 
 from .invariants import Account, Resumption, broken
 
-STEPS = 120
+STEPS = 200
 FIRST_BLOW = range(15, 40)
 STEPS_BETWEEN = 15
+LAST_STEPS = 50
+"""About a second: what is dealt so near the end may meet a job that is over."""
 END_SECONDS = 180.0
 FROZEN_SECONDS = 3.0
 KUBELET_AWAY_SECONDS = 6.0
@@ -44,6 +48,8 @@ class Blow:
     restarts: int | None
     most: int
     needs_a_third_node: bool = False
+    costs_a_node: bool = False
+    """Until the life is over: giving it back takes longer than what is left to train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +87,15 @@ class NodeLife:
     def live(self) -> Told:
         """From submission to the end of its last process. Raises AssertionError where it does not get there."""
         rng, site, began = random.Random(self.seed), self.site, time.time()
-        room = len(site.nodes.names) > 2
-        possible = [blow for blow in BLOWS if room or not blow.needs_a_third_node]
-        blows = rng.choices(possible, k=rng.choice((1, 2)))
+        drawn = blows_of(rng, len(site.nodes.names))
         site.submit(training(self.name, steps=len(self.reference)))
         try:
             at = rng.choice(FIRST_BLOW)
-            for blow in blows:
+            blows = []
+            for blow in drawn:
                 self._until_it_steps(at)
-                self._mend()
-                pod = rng.choice(sorted(site.pods(self.name)))
-                self.dealt.append(f"{blow.name} ({pod} at step {site.step(self.name)})")
-                blow.deal(self, pod)
+                if self._deal(blow, rng.choice(sorted(site.pods(self.name)))):
+                    blows.append(blow)
                 at = site.step(self.name) + STEPS_BETWEEN
             status = site.until_job(self.name, END_SECONDS, phase="Complete")
             ended = time.time()
@@ -116,6 +119,15 @@ class NodeLife:
     def node_of(self, pod: str) -> str:
         return str(self.site.pods(self.name)[pod]["spec"]["nodeName"])
 
+    def _deal(self, blow: Blow, pod: str) -> bool:
+        """Whether it was dealt: to a job that makes its last steps it would come too late."""
+        step = self.site.step(self.name)
+        late = step > len(self.reference) - LAST_STEPS
+        self.dealt.append(f"{blow.name} ({pod} at step {step}{', too late' if late else ''})")
+        if not late:
+            blow.deal(self, pod)
+        return not late
+
     # ---- steps ------------------------------------------------------------------------------------------
 
     def _until_it_steps(self, at: int) -> None:
@@ -130,14 +142,10 @@ class NodeLife:
 
     def _tidy_up(self) -> None:
         self._uid = self.site.cluster.get("tj", self.name)["metadata"]["uid"]
-        self._mend()
-        self.site.delete_jobs()
-
-    def _mend(self) -> None:
-        """What a blow took away is given back: three nodes have room for one loss at a time."""
         while self.mend:
             self.mend.pop()()
         self.site.until("the operators are Ready", self._operated, 120)
+        self.site.delete_jobs()
 
     def _operated(self) -> bool:
         deployment = self.site.cluster.get("deployment", "rerail", "-n", SYSTEM)
@@ -198,11 +206,12 @@ def _drain(life: NodeLife, pod: str) -> None:
 
 
 def _kubelet_away(life: NodeLife, pod: str) -> None:
-    """Shorter than the node's grace: its pods run on, and nothing may come of it."""
+    """Shorter than the node's grace: its pods run on, and nothing may come of it. The job does not wait for it."""
     node = life.node_of(pod)
+    back = threading.Timer(KUBELET_AWAY_SECONDS, life.site.nodes.start_kubelet, [node])
     life.site.nodes.stop_kubelet(node)
-    time.sleep(KUBELET_AWAY_SECONDS)
-    life.site.nodes.start_kubelet(node)
+    back.start()
+    life.mend.append(back.join)
 
 
 def _kill_leader(life: NodeLife, _: str) -> None:
@@ -233,11 +242,20 @@ BLOWS: Sequence[Blow] = (
     Blow("an agent is killed", _kill_agent, 1, 1),
     Blow("a pod is deleted", _delete, 1, 1),
     Blow("the leader is killed", _kill_leader, 0, 0),
-    Blow("a kubelet is away", _kubelet_away, 0, 0),
-    Blow("a node is drained", _drain, 1, 1, needs_a_third_node=True),
-    Blow("a node dies", _kill_node, None, 2, needs_a_third_node=True),
+    Blow("a kubelet is away", _kubelet_away, 0, 0, costs_a_node=True),
+    Blow("a node is drained", _drain, 1, 1, needs_a_third_node=True, costs_a_node=True),
+    Blow("a node dies", _kill_node, None, 2, needs_a_third_node=True, costs_a_node=True),
     Blow("a node is cut off", _cut_node, None, 3, needs_a_third_node=True),
 )
+
+
+def blows_of(rng: random.Random, nodes: int) -> list[Blow]:
+    """One or two, for which there are nodes enough: the job needs two."""
+    drawn: list[Blow] = []
+    for _ in range(rng.choice((1, 2))):
+        room = nodes - sum(blow.costs_a_node for blow in drawn) > 2
+        drawn.append(rng.choice([blow for blow in BLOWS if room or not blow.needs_a_third_node]))
+    return drawn
 
 
 def undisturbed(site: Site) -> dict[int, float]:

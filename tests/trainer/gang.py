@@ -59,8 +59,10 @@ class Zygote:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, without anything that a rank would take as its own."""
-    foreign = ("RERAIL_", "PET_", "TORCHELASTIC_")
+    """Ours, without anything that a rank would take as its own: torch's compiler, used in this process, tells
+    every later one in its environment where it keeps its kernels.
+    """
+    foreign = ("RERAIL_", "PET_", "TORCHELASTIC_", "TORCHINDUCTOR_", "TRITON_")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {
         name: value

@@ -35,6 +35,8 @@ def compile_blocks(model: Transformer, device: torch.device, own_collectives: bo
     Raises BadConfig where this image lacks what compiling needs.
     """
     _require_tools(device.type)
+    if device.type == "cpu":
+        _keep_headers()
     blocks: Any = model.blocks
     for block in blocks:
         if not own_collectives:
@@ -64,6 +66,18 @@ def compiling() -> Iterator[None]:
             f"parallel.compile=true does not work here: {type(error).__name__}: {reason}; "
             "set parallel.compile=false (with experts, parallel.compute_dtype=bfloat16 may help as well)"
         ) from error
+
+
+def _keep_headers() -> None:
+    """What kernels for a CPU include is compiled first, for seconds, into the folder for temporary files, and
+    that ends with the container: here it goes beside the kernels. Torch has no setting for it.
+    """
+    from torch._inductor import codecache
+
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if kept and hasattr(codecache, "_HEADER_DIR"):
+        codecache._HEADER_DIR = os.path.join(kept, "precompiled_headers")
+        codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")
 
 
 def _require_tools(device_type: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import textwrap
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.on_nodes import NodeLife
+from tests.chaos.on_nodes import NodeLife, blows_of
 from tests.cluster.rig import ControlPlane, Options, paths
 from tests.cluster.rig.images import build_images
 from tests.cluster.rig.storage import StoredImage
@@ -20,10 +21,15 @@ from .site import SAVE_EVERY, STEPS, Site, training
 
 pytestmark = [pytest.mark.realnodes, pytest.mark.timeout(600)]
 
+NODES = 3
 GRACE_SECONDS = 20
 RUN_SECONDS = 150.0
 HURT_AT = 20
 PLAIN = "FROM ${BASE_IMAGE} AS plain\nUSER 1000:1000\nWORKDIR /tmp\n"
+
+
+def _blows(seed: int) -> str:
+    return ", ".join(blow.name for blow in blows_of(random.Random(seed), NODES))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def plain_image(tmp_path_factory: pytest.TempPathFactory) -> StoredImage:
 def opened_site(plain_image: StoredImage) -> Iterator[Site]:
     images = [*build_images().values(), plain_image]
     with ControlPlane(Options(isolated=True, node_grace_seconds=GRACE_SECONDS)) as cluster:
-        site = Site(cluster, cluster.real_nodes(3, gpus=8, images=images))
+        site = Site(cluster, cluster.real_nodes(NODES, gpus=8, images=images))
         site.install()
         yield site
         site.check_garbage()
@@ -117,9 +123,7 @@ def test_a_whole_container_that_is_killed_is_replaced(site: Site, undisturbed: d
     assert site.losses("container") == undisturbed
 
 
-@pytest.mark.parametrize(
-    "seed", [23, 24], ids=["a kubelet away, a rank killed", "a leader killed, a rank crashes"]
-)
+@pytest.mark.parametrize("seed", [23, 41], ids=_blows)
 def test_a_life_with_blows_keeps_every_promise(site: Site, undisturbed: dict[int, str], seed: int) -> None:
     told = NodeLife(site, seed, {step: float(loss) for step, loss in undisturbed.items()}).live()
     assert told.problems() == [], str(told)
