@@ -1,7 +1,8 @@
 """Warm start, the agent's side: one parked interpreter beside the ranks, from which they are forked.
 
 It carries no round and knows no order: it only saves each start the import of torch. Whatever is unusual
-about a program or goes wrong here ends in a cold start, said once.
+about a program or goes wrong here ends in a cold start, said once. One that was ready and is lost is followed
+by another before the next round, when no rank runs whose memory or cores the imports could take.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ ANSWER_SECONDS = 3.0
 """How long a fork may take: the agent hears nothing else meanwhile."""
 IMPORT_SECONDS = 120.0
 """How long the barrier waits for the imports; without them the ranks would need as long after it."""
+RENEWALS = 3
+"""How often one that was lost is started again: what dies more often is killed by what does not go away."""
 PIPE_BYTES = 60 * 1024
 """What a pipe takes before anybody reads."""
 ROOM = "RERAIL_PARKED"
@@ -83,7 +86,7 @@ class Garage:
 
 
 class Parking:
-    """The parked interpreter of this node: none, importing, or ready."""
+    """The parked interpreter of this node: none, importing, ready, or lost."""
 
     def __init__(self, garage: Garage, program: Program | None) -> None:
         self._garage = garage
@@ -95,6 +98,8 @@ class Parking:
         self._lines = Lines()
         self._heard = b""
         self._began = 0.0
+        self._lost = 0
+        self._owed = False
         self.ready = False
 
     def start(self) -> None:
@@ -116,9 +121,17 @@ class Parking:
             os.close(writing)
         ours.setblocking(False)
         os.set_blocking(reading, False)
+        self._heard, self._lines = b"", Lines()
         self._control, self._output, self._began = ours, reading, loop.time()
         loop.add_reader(ours.fileno(), self._hear)
         loop.add_reader(reading, self._read_output)
+
+    def renew(self) -> None:
+        """Start another in place of one that was lost, once that has ended; for a time when no rank runs."""
+        if self._owed and self._process is None:
+            self._owed = False
+            self._unheard()
+            self.start()
 
     @property
     def pid(self) -> int | None:
@@ -145,7 +158,7 @@ class Parking:
             os.write(go, b"g" * len(pids))
             return pids
         except (OSError, ValueError) as error:
-            self.give_up(f"it does not fork ({error})")
+            self.lose(f"it does not fork ({error})")
             return None
         finally:
             os.close(go_reading)
@@ -160,12 +173,18 @@ class Parking:
         self._read_output()
         self._hear()
         if self._control is not None:
-            self.give_up(f"it ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}")
+            self.lose(f"it ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}")
 
-    def give_up(self, why: str) -> None:
-        """From now on every start is cold."""
+    def lose(self, why: str) -> None:
+        """Starts are cold until it is renewed; for ever, if it never was ready or was lost too often."""
         if self._control is not None:
-            self._garage.say(f"no warm start: the parked interpreter is given up: {why}")
+            self._owed = self.ready and self._lost < RENEWALS
+            self._lost += 1
+            what = "the parked interpreter is"
+            if self._owed:
+                self._garage.say(f"{what} lost: {why}; another is started before the next round")
+            else:
+                self._garage.say(f"no warm start: {what} given up: {why}")
         self._close()
 
     # ------------------------------------------------------------------ the process
@@ -256,12 +275,17 @@ class Parking:
             except OSError:
                 data = b""
             if not data:
-                self._garage.loop.remove_reader(self._output)
-                os.close(self._output)
-                self._output = None
+                self._unheard()
                 return
             lines = self._lines.feed(data, self._garage.loop.time())
             self._garage.print(b"".join(b"[parked] " + overwritten(line) + b"\n" for line in lines))
+
+    def _unheard(self) -> None:
+        """Nobody listens any more to what it, or what its imports have started, prints."""
+        if self._output is not None:
+            self._garage.loop.remove_reader(self._output)
+            os.close(self._output)
+            self._output = None
 
     def _close(self, kill: bool = True) -> None:
         self.ready = False

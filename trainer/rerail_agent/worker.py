@@ -272,7 +272,8 @@ class Worker:
         return proctree.descendants(os.getpid(), aside=self._parking.pid)
 
     def _prepared(self, now: float) -> bool:
-        """The place is empty, and what is imported once for all rounds is imported."""
+        """Whether the place is empty, and what is imported once for all rounds is imported; sees to both."""
+        self._parking.renew()
         return self._cleaner.done() and self._parking.settled(now)
 
     def _stuck(self) -> None:
