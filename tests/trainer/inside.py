@@ -3,12 +3,16 @@
 import ctypes
 import json
 import os
+import signal
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from rerail_api.contract import ProgressPhase
 from rerail_trainer import busy, loop, watchdog
 from rerail_trainer.checkpoint.state import TrainingState, named_tensors
 from rerail_trainer.data import feed
@@ -17,6 +21,8 @@ from rerail_trainer.parallel.shards import local_shard
 
 POISONED_STEP, POISONED_RANK = 3, 1
 STUCK_STEP = 6
+STUCK_SECONDS = 4.0
+"""The watchdog's limit of this step alone: those before it may take as long as the machine likes."""
 SLOW_SECONDS = 0.1
 
 
@@ -44,10 +50,16 @@ def send_gradients_of_every_micro_batch() -> None:
     layouts.WHOLE_GRADIENT_BYTES = 0
 
 
+def stand_still_on_rank_1() -> None:
+    """Rank 1 is stopped between two steps, so that the other one waits for it in the next."""
+    _before_the_stuck_step(lambda: os.environ["RANK"] != "1" or os.kill(os.getpid(), signal.SIGSTOP))
+
+
 def read_data_that_never_come() -> None:
     """Rank 1 opens a pipe that nobody writes to when it reads the data of one step, as a dead network disk would hold
     it.
     """
+    _before_the_stuck_step(lambda: None)
     real, pipe = feed.Feed.batch, os.path.join(tempfile.mkdtemp(), "pipe")
     os.mkfifo(pipe)
 
@@ -62,13 +74,30 @@ def read_data_that_never_come() -> None:
 def hold_the_interpreter() -> None:
     """After a step, native code waits for ever without giving the interpreter's lock to other threads."""
     watchdog._DEAF_SECONDS = 1.0
+    real, word_is_left = watchdog.Watchdog._arm, threading.Event()
+
+    def arm(self: watchdog.Watchdog, left: float) -> None:
+        real(self, left)
+        if left <= STUCK_SECONDS:
+            word_is_left.set()
+
+    def hold() -> None:
+        word_is_left.wait()  # the watchdog's thread wakes once a second, and then leaves word
+        ctypes.PyDLL(None).pause()
+
+    watchdog.Watchdog._arm = arm  # type: ignore[method-assign]
+    _before_the_stuck_step(hold)
+
+
+def _before_the_stuck_step(do: Callable[[], object]) -> None:
+    """Between two steps: the watchdog's limit becomes short, then this is done."""
     real = watchdog.Watchdog.step
 
     def step(self: watchdog.Watchdog, number: int) -> None:
         real(self, number)
         if number + 1 == STUCK_STEP:
-            time.sleep(1.5)  # the watchdog's thread wakes once a second, and then leaves word
-            ctypes.PyDLL(None).pause()
+            self._limits[ProgressPhase.TRAIN] = STUCK_SECONDS
+            do()
 
     watchdog.Watchdog.step = step  # type: ignore[method-assign]
 
