@@ -44,3 +44,13 @@ def new_agent(pyz: Path, tmp_path: Path) -> Iterator[Callable[[], AgentProcess]]
 @pytest.fixture
 def agent(new_agent: Callable[[], AgentProcess]) -> AgentProcess:
     return new_agent()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder on the ranks' path, with a torch in it."""
+    folder = tmp_path / "place"
+    (folder / "package").mkdir(parents=True)
+    (folder / "torch.py").write_text("MARK = 'imported'\n")
+    (folder / "package" / "__init__.py").touch()
+    return folder

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from rerail_agent.warmstart import RENEWALS, Program, read_program
+from rerail_agent.warmstart import Program, read_program
 from tests.agent.coordinator import Coordinator
 from tests.agent.process import AgentProcess, eventually
+from tests.agent.warm import parked, ranks, started, through
 
 NewAgent = Callable[[], AgentProcess]
 
@@ -49,46 +50,6 @@ facts = {
 }
 for name in sorted(facts): print("fact", name, json.dumps(facts[name], sort_keys=True), flush=True)
 """
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder on the ranks' path, with a torch in it."""
-    folder = tmp_path / "place"
-    (folder / "package").mkdir(parents=True)
-    (folder / "torch.py").write_text("MARK = 'imported'\n")
-    (folder / "package" / "__init__.py").touch()
-    return folder
-
-
-def started(
-    agent: AgentProcess, coordinator: Coordinator, place: Path, *command: str, **env: str
-) -> AgentProcess:
-    return agent.start(
-        coordinator.address, *command, PYTHONPATH=str(place), PYTHONDONTWRITEBYTECODE="1", **env
-    )
-
-
-async def through(coordinator: Coordinator, number: int = 1, **release: Any) -> None:
-    await coordinator.hello()
-    coordinator.join(number)
-    await coordinator.state("Ready", number)
-    coordinator.run(number, **release)
-
-
-def parked(agent: AgentProcess) -> int | None:
-    """The parked interpreter below the agent."""
-    for pid in agent.below():
-        try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"rerail-parked\0"):
-                return pid
-        except OSError:
-            continue
-    return None
-
-
-def ranks(agent: AgentProcess) -> list[int]:
-    return [pid for pid in agent.rank_pids() if pid != parked(agent)]
 
 
 def printed(agent: AgentProcess) -> list[str]:
@@ -236,82 +197,6 @@ async def test_what_a_rank_leaves_is_killed_and_the_parked_interpreter_stays(
     coordinator.stop(1, "abort")
     await coordinator.state("Stopped", 1)
     assert not os.path.exists(f"/proc/{orphan}") and agent.below() == [stays]
-
-
-SAYS_HOW = """
-import json, os, sys, time
-print("warm" if "torch" in sys.modules else "cold", os.environ["RERAIL_ROUND"], flush=True)
-import torch
-with open(os.environ["RERAIL_PROGRESS"], "a") as file: file.write(json.dumps({"step": 3}) + "\\n")
-time.sleep(1000)
-"""
-
-
-async def once_more(coordinator: Coordinator, agent: AgentProcess, number: int) -> str:
-    """How the rank of a further round found itself: "warm" or "cold"."""
-    coordinator.join(number)
-    await coordinator.state("Ready", number)
-    coordinator.run(number)
-    await coordinator.until(lambda r: r["round"] == number and (r["progress"] or {}).get("step") == 3)
-    return next(word for word in ("warm", "cold") if f"[rank 0] {word} {number}\n" in agent.output())
-
-
-async def test_a_parked_interpreter_that_dies_hurts_no_rank_and_the_next_round_has_another(
-    coordinator: Coordinator, agent: AgentProcess, place: Path
-) -> None:
-    (place / "train.py").write_text(SAYS_HOW)
-    started(agent, coordinator, place, sys.executable, str(place / "train.py"))
-    await coordinator.hello()
-    assert await once_more(coordinator, agent, 1) == "warm"
-    (rank,), first = ranks(agent), parked(agent)
-    assert first is not None
-    os.kill(first, signal.SIGKILL)
-    await agent.says("parked interpreter is lost: it ended with signal 9")
-    assert agent.below() == [rank], "nothing is imported beside ranks that run"
-    assert await once_more(coordinator, agent, 2) == "warm"
-    second = parked(agent)
-    assert second not in (None, first) and agent.output().count("is lost") == 1
-    assert agent.output().count("warm start: imported") == 2
-    assert await once_more(coordinator, agent, 3) == "warm"
-    assert parked(agent) == second
-    coordinator.finish(0)
-    assert await agent.exit_code() == 0
-
-
-async def test_a_parked_interpreter_that_does_not_fork_costs_one_cold_start(
-    coordinator: Coordinator, agent: AgentProcess, place: Path
-) -> None:
-    (place / "train.py").write_text(SAYS_HOW)
-    started(agent, coordinator, place, sys.executable, str(place / "train.py"))
-    await coordinator.hello()
-    assert await once_more(coordinator, agent, 1) == "warm"
-    frozen = parked(agent)
-    assert frozen is not None
-    os.kill(frozen, signal.SIGSTOP)
-    assert await once_more(coordinator, agent, 2) == "cold"
-    assert agent.output().count("is lost: it does not fork") == 1
-    assert await once_more(coordinator, agent, 3) == "warm"
-    assert not os.path.exists(f"/proc/{frozen}")
-
-
-async def test_a_parked_interpreter_that_dies_again_and_again_is_given_up(
-    coordinator: Coordinator, agent: AgentProcess, place: Path
-) -> None:
-    (place / "train.py").write_text(SAYS_HOW)
-    started(agent, coordinator, place, sys.executable, str(place / "train.py"))
-    await coordinator.hello()
-    for number in range(1, RENEWALS + 2):
-        assert await once_more(coordinator, agent, number) == "warm"
-        pid = parked(agent)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        lost = min(number, RENEWALS)
-        await eventually(lambda n=lost: agent.output().count("is lost") == n, f"the loss of number {number}")
-    await agent.says("no warm start: the parked interpreter is given up: it ended with signal 9")
-    for number in (RENEWALS + 2, RENEWALS + 3):
-        assert await once_more(coordinator, agent, number) == "cold"
-    assert parked(agent) is None and agent.output().count("given up") == 1
-    assert agent.output().count("is lost") == RENEWALS
 
 
 async def test_a_parked_interpreter_does_not_outlive_its_agent(
