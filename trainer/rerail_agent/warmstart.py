@@ -180,11 +180,11 @@ class Parking:
         if self._control is not None:
             self._owed = self.ready and self._lost < RENEWALS
             self._lost += 1
-            what = "the parked interpreter is"
             if self._owed:
-                self._garage.say(f"{what} lost: {why}; another is started before the next round")
+                then = "another is started before the next round"
+                self._garage.say(f"the parked interpreter is lost: {why}; {then}")
             else:
-                self._garage.say(f"no warm start: {what} given up: {why}")
+                self._garage.say(f"no warm start: the parked interpreter is given up: {why}")
         self._close()
 
     # ------------------------------------------------------------------ the process
