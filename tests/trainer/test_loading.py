@@ -64,6 +64,29 @@ def test_fewer_ranks_read_each_byte_of_the_tensors_once(yard: Yard, made: tuple[
     assert bytes_read(gang, port) == tensors
 
 
+SHARED_BY_SOME = {
+    "two replicas of two shards": (4, ("--parallel.shard=2",), ("--parallel.shard=2",)),
+    "two tensor ranks of each of two replicas": (4, ("--parallel.tensor=2",), ("--parallel.tensor=2",)),
+    "experts over two ranks, each held by two": (
+        4, ("--model.experts=4", "--parallel.expert=2"), ("--model.experts=4", "--parallel.expert=2"),
+    ),
+    "two shards that become four": (2, ("--parallel.shard=0",), ("--parallel.shard=0",)),
+}  # fmt: skip
+"""Ranks that saved, in which layout, and the layout of the four that load."""
+
+
+@pytest.mark.parametrize("case", SHARED_BY_SOME)
+def test_a_part_that_some_ranks_of_a_node_hold_is_read_once_by_the_node(yard: Yard, case: str) -> None:
+    ranks, saved, loaded = SHARED_BY_SOME[case]
+    yard.run(*FOUR, *saved, ranks=ranks)
+    step = yard.checkpoints / "step-00000004"
+    hosts = sum(path.stat().st_size for path in step.glob("rank-*.json")) if ranks == 4 else 0
+    tensors = sum(path.stat().st_size for path in step.glob("rank-*.safetensors"))
+    port = free_port()
+    gang = yard.start(*MORE, *loaded, f"--metrics.port={port}", ranks=4)
+    assert bytes_read(gang, port) == tensors + hosts
+
+
 def test_all_ranks_load_the_step_that_rank_0_found_whatever_storage_shows_the_others(
     yard: Yard, two_steps: Path, uninterrupted: dict[int, float]
 ) -> None:

@@ -1,4 +1,5 @@
-"""Reading one step into the live state: each rank what it needs, each node what all its ranks need once.
+"""Reading one step into the live state: each rank what it alone needs, and once per node what several of its
+ranks need.
 
 A rank that finds damage goes on in step with the others, who count on it for what they share; the damage is
 told at the end. In memory is one parcel at a time, whatever the size of a tensor.
@@ -6,7 +7,7 @@ told at the end. In memory is one parcel at a time, whatever the size of a tenso
 
 import errno
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,7 +50,7 @@ class Segment:
 
 @dataclass
 class Ground:
-    """What reading works with: the files of a step, and the ranks of this node, who share what all need."""
+    """What reading works with: the files of a step, and this node's ranks, who share what several need."""
 
     storage: Storage
     folder: str
@@ -134,11 +135,12 @@ def fill(ground: Ground, wanted: Sequence[Wanted], stored: dict[str, list[Stored
                 )
             if _overlap(want.shard, piece):
                 targets[piece].append(want.shard)
-    common = _needed_by_all(ground.node, targets)
-    for reader, pieces in enumerate(_shared_out(common, ground.node.world_size)):
+    shared = _needed_by_several(ground.node, targets)
+    for reader, pieces in enumerate(_shared_out(shared, ground.node.world_size)):
         for parcel in parcels(pieces):
             _take(parcel, _broadcast(ground, parcel, reader), targets)
-    for parcel in parcels([piece for piece in targets if piece not in common]):
+    read = set(shared)
+    for parcel in parcels([piece for piece in targets if piece not in read]):
         _take(parcel, _filled(ground, parcel), targets)
     for want in wanted:
         if not covered([want], stored):
@@ -169,16 +171,13 @@ def _end(parcel: Sequence[Segment]) -> int:
     return -(-(parcel[-1].at + parcel[-1].length) // _ALIGNMENT) * _ALIGNMENT if parcel else 0
 
 
-def _needed_by_all(node: Control, targets: dict[StoredPiece, list[Shard]]) -> list[StoredPiece]:
-    """Pieces that every rank of the node needs, in the same order on each."""
+def _needed_by_several(node: Control, targets: dict[StoredPiece, list[Shard]]) -> list[StoredPiece]:
+    """Pieces that more than one rank of the node needs, in the same order on each rank."""
     if node.world_size == 1:
         return []
-    needs = node.collect([(piece.path, piece.start) for piece in targets])
-    common = set(needs[0]).intersection(*needs[1:])
-    return sorted(
-        (piece for piece in targets if (piece.path, piece.start) in common),
-        key=lambda piece: (piece.path, piece.start),
-    )
+    readers = Counter(piece for needed in node.collect(list(targets)) for piece in needed)
+    several = (piece for piece, ranks in readers.items() if ranks > 1)
+    return sorted(several, key=lambda piece: (piece.path, piece.start))
 
 
 def _shared_out(pieces: Sequence[StoredPiece], readers: int) -> list[list[StoredPiece]]:
@@ -215,7 +214,8 @@ def _take(parcel: list[Segment], buffer: Tensor, targets: dict[StoredPiece, list
         piece = segment.piece
         flat = buffer[segment.at : segment.at + segment.length].view(piece.dtype)
         rows = flat.view(segment.rows, *piece.sizes[1:])
-        for shard in targets[piece]:
+        # Nobody here may need it: what some ranks of the node need is sent to all of them.
+        for shard in targets.get(piece, ()):
             _put(segment, rows, shard)
 
 
