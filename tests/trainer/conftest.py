@@ -32,12 +32,22 @@ def yard(zygote: Zygote, tmp_path: Path) -> Iterator[Yard]:
     yard.close()
 
 
+def without_a_save(zygote: Zygote, folder: Path, ranks: int) -> dict[int, float]:
+    """Losses of 60 steps that nothing disturbed; the learning rate has come down after 8."""
+    words = ("--train.steps=60", "--optim.horizon_steps=8", "--checkpoint.dir=")
+    return Yard(zygote, folder).run(*words, ranks=ranks).losses()
+
+
 @pytest.fixture(scope="session")
 def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """The same for 60 steps without a single save; the learning rate has come down after 8."""
-    yard = Yard(zygote, tmp_path_factory.mktemp("undisturbed"))
-    words = ("--train.steps=60", "--optim.horizon_steps=8", "--checkpoint.dir=")
-    return yard.run(*words, ranks=2).losses()
+    """On two ranks."""
+    return without_a_save(zygote, tmp_path_factory.mktemp("undisturbed"), ranks=2)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_by_four(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """On four ranks."""
+    return without_a_save(zygote, tmp_path_factory.mktemp("undisturbed-by-four"), ranks=4)
 
 
 @pytest.fixture(scope="session")

@@ -61,13 +61,16 @@ def resumed(gang: Gang) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("point", "newest"), [("all-ranks-written", 2), ("manifest-written", 2), ("committed", 4), ("pruned", 4)]
+    ("point", "newest"),
+    [("all-ranks-written", 4), ("manifest-written", 4), ("committed", 6), ("taken-out", 6), ("pruned", 6)],
 )
 def test_a_kill_in_a_save_loses_nothing_that_was_committed(
     bucket: Bucket, uninterrupted: dict[int, float], point: str, newest: int
 ) -> None:
-    gang = bucket.start(ranks=2, at={"rank": 0, "point": point, "step": 4, "signal": "SIGKILL"})
+    """Of the third save, the first that has an older step to remove."""
+    gang = bucket.start(ranks=2, at={"rank": 0, "point": point, "step": 6, "signal": "SIGKILL"})
     assert gang.end_of(0) == -signal.SIGKILL
+    assert (2 in bucket.committed()) == (point not in ("taken-out", "pruned"))
     assert max(bucket.committed()) == newest
     rest = bucket.run(ranks=2)
     assert resumed(rest) == [newest]

@@ -3,6 +3,7 @@
 One process of the gang at a time.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -77,9 +78,13 @@ def superseded(tenure: Tenure, step: int) -> Superseded:
     )
 
 
-def prune(storage: Storage, tenure: Tenure, keep: int, keep_every: int) -> list[int]:
+def prune(
+    storage: Storage, tenure: Tenure, keep: int, keep_every: int, taken_out: Callable[[], None] = lambda: None
+) -> list[int]:
     """Removes this job's older steps, and those that no longer count because a later round went on from an
     earlier one; the steps removed. Other jobs' steps are left alone.
+
+    taken_out: called for each step between the moment when it no longer counts and its removal.
     """
     listing = list_steps(storage)
     own = [manifest for manifest in listing.steps if manifest.author.uid == tenure.author.uid]
@@ -87,7 +92,9 @@ def prune(storage: Storage, tenure: Tenure, keep: int, keep_every: int) -> list[
     going += [m for m in own[keep:] if not (keep_every and m.step % keep_every == 0)]
     removed = []
     for manifest in going:
-        _delete(storage, _take_out(storage, tenure, layout.step_folder(manifest.step)))
+        taken = _take_out(storage, tenure, layout.step_folder(manifest.step))
+        taken_out()
+        _delete(storage, taken)
         removed.append(manifest.step)
     _prune_records(storage, listing)
     return removed

@@ -15,6 +15,8 @@ class SavePoint(Enum):
     ALL_RANKS_WRITTEN = "all-ranks-written"
     MANIFEST_WRITTEN = "manifest-written"
     COMMITTED = "committed"
+    TAKEN_OUT = "taken-out"
+    """An older step is no checkpoint any more, and not yet removed."""
     PRUNED = "pruned"
 
 

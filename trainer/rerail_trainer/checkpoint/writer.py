@@ -146,14 +146,18 @@ class Scribe:
         commit(storage, tenure, order["folder"], manifest)
         reached(SavePoint.COMMITTED)
         self._desk.reply(done="commit", time=manifest.time, clock=time.monotonic())
-        problem = self._prune(storage, tenure, order["retention"])
+        taken_out = partial(reached, SavePoint.TAKEN_OUT)
+        problem = self._prune(storage, tenure, order["retention"], taken_out)
         reached(SavePoint.PRUNED)
         self._desk.reply(done="prune", text=problem)
 
-    def _prune(self, storage: Storage, tenure: Tenure, retention: list[int]) -> str:
+    def _prune(
+        self, storage: Storage, tenure: Tenure, retention: list[int], taken_out: Callable[[], None]
+    ) -> str:
         """Removes what retention lets go; why not, where that failed."""
         try:
-            prune(storage, tenure, *retention)
+            keep, keep_every = retention
+            prune(storage, tenure, keep, keep_every, taken_out)
         except FileNotFoundError:
             return ""  # a newer round prunes now
         except OSError as error:
