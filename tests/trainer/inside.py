@@ -8,9 +8,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rerail_api.contract import ProgressPhase
 from rerail_trainer import busy, loop, watchdog
@@ -40,6 +43,67 @@ def poison_one_rank() -> None:
         measured = real(run, step)
         changed = [name for name, value in _values(run).items() if not torch.equal(value, before[name])]
         os.write(1, (json.dumps({"finite": measured[2].item(), "changed": changed}) + "\n").encode())
+        return measured
+
+    loop.update = update
+
+
+class Questions(TorchFunctionMode):
+    """Notes who asks a tensor for its values, which on a GPU would wait for all that was sent off before."""
+
+    ASKING = (
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "equal",
+        "nonzero",
+    )
+
+    def __init__(self, asked: list[str]) -> None:
+        super().__init__()
+        self._asked = asked
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.ASKING:
+            self._asked.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    """The same below autograd, where a shape that depends on values asks as well."""
+
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "is_nonzero")
+
+    def __init__(self, asked: list[str]) -> None:
+        super().__init__()
+        self._asked = asked
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # it will come back with its local parts
+        if func.overloadpacket.__name__ in self.ASKING:
+            self._asked.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def note_what_a_step_asks_the_device() -> None:
+    """Every rank prints what its third step asked a tensor for, and what reading its loss asked afterwards."""
+    real = loop.update
+
+    def update(run: loop.Run, step: int) -> Tensor:
+        if step + 1 != POISONED_STEP:
+            return real(run, step)
+        asked: list[str] = []
+        with Questions(asked), Operators(asked):
+            measured = real(run, step)
+            in_the_step = list(asked)
+            measured.sum().item()
+        os.write(1, (json.dumps({"step": in_the_step, "after": asked[len(in_the_step) :]}) + "\n").encode())
         return measured
 
     loop.update = update
