@@ -201,7 +201,8 @@ class Incident(ApiModel):
         description="When its root happened, as far as that is known: seen, less the age that was told.",
     )
     resolved_time: Time | None = Field(
-        default=None, description="When the job was past its last step again, was interrupted anew, or ended."
+        default=None,
+        description="When the job was past its last step again, was interrupted anew or suspended, or ended.",
     )
     stage_seconds: StageSeconds = Field(
         default_factory=dict,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rerail_api.status import Incident, IncidentClass, Ledger, Stage
+from rerail_api.contract import AgentState
+from rerail_api.status import Incident, IncidentClass, Ledger, Stage, TrainingJobStatus
 from rerail_operator.core.closing import in_words
 
 from .builders import Scene, a_pod, after, an_incident, running
@@ -56,6 +57,93 @@ def test_pods_that_came_instead_of_others_are_named() -> None:
     assert "; in place; " in recovered(running())
     assert f"; with {name} on m1 instead; " in recovered(running(), 1)
     assert f"; with {name} on m1 and 1 more instead; " in recovered(running(3), 1, 2)
+
+
+# -- what ends before the job has recovered
+
+
+def recovering(seconds: float = 4) -> Scene:
+    """Rank 1 was killed after step 40; the gang stands before the barrier of round 2."""
+    scene = running().steps(40).exits(1, signal=9).later(1).written()
+    assert scene.job.status.round == 2
+    return scene.later(seconds)
+
+
+def back(scene: Scene) -> Scene:
+    """The ranks of round 2 run and load."""
+    scene = scene.status(released_round=2)
+    return scene.all(round=2, state=AgentState.RUNNING, exit=None, release=None)
+
+
+def told(scene: Scene) -> tuple[list[str], TrainingJobStatus]:
+    """What the next pass says of incidents, and the status that it writes."""
+    plan = scene.plan()
+    assert plan.status is not None and plan.intent
+    said = [f"{n.reason}: {n.message}" for n in plan.notes if n.reason in ("Resolved", "Unresolved")]
+    after_it = scene.written().later(1).plan()
+    assert not {n.reason for n in after_it.notes} & {"Resolved", "Unresolved"}, "told twice"
+    return said, plan.status
+
+
+WHO = "incident 1 (ProcessFault, rank 1, node n1, pod gpt-c0ffe-1-1) over"
+CUT_SHORT: dict[str, tuple[Scene, str]] = {
+    "the job is suspended": (
+        recovering().spec(suspend=True),
+        f"Unresolved: {WHO}: the job was suspended after 5.0 s (detection 1.0, decision 4.0); 0.0222 GPU-hours"),
+    "its deadline ends it": (
+        recovering().spec(active_deadline_seconds=5),
+        f"Unresolved: {WHO}: the job failed after 5.0 s (detection 1.0, decision 4.0); 0.0222 GPU-hours"),
+    "all ranks end with 0 before a step is told": (
+        back(recovering()).all(state=AgentState.DONE),
+        f"Resolved: {WHO}: the job completed after 5.0 s (detection 1.0, decision 4.0); 0.0222 GPU-hours"),
+    "another rank fails meanwhile": (
+        back(recovering()).exits(0, code=1, at=4.0).later(0.5),
+        f"Unresolved: {WHO}: interrupted anew after 4.0 s (detection 1.0, decision 3.0); 0.0178 GPU-hours"),
+    "it is the failure that ends the job": (
+        running().policy(maxRestarts=0).steps(40).exits(1, signal=9).later(1.5),
+        f"Unresolved: {WHO}: the job failed after 1.5 s (detection 1.5); 0.00667 GPU-hours"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", CUT_SHORT)
+def test_an_incident_that_something_else_ends_is_closed_and_its_cost_is_told_once(sentence: str) -> None:
+    scene, line = CUT_SHORT[sentence]
+    said, status = told(scene)
+    assert said == [line]
+    first = status.incidents[0]
+    assert first.resolved_time is not None and first.start_time is not None
+    took = (first.resolved_time - first.start_time).total_seconds()
+    assert sum(first.stage_seconds.values()) == pytest.approx(took)
+    assert status.ledger.lost_seconds_by_class == {K.PROCESS_FAULT: pytest.approx(took)}
+
+
+def test_nothing_is_told_of_incidents_where_a_job_without_an_open_one_ends() -> None:
+    over_already = an_incident(resolved_time=after(0))
+    for scene in (running(), running().incident(over_already)):
+        assert told(scene.spec(suspend=True))[0] == []
+        assert told(scene.all(state=AgentState.DONE))[0] == []
+
+
+def test_what_passes_while_a_job_is_suspended_and_comes_back_is_not_the_cost_of_its_incident() -> None:
+    scene = recovering().spec(suspend=True).written().gone(0).gone(1).later(1000).written()
+    (incident,) = scene.job.status.incidents
+    assert incident.stage_seconds == {Stage.DETECTION: 1, Stage.DECISION: 4}
+    assert scene.job.status.ledger.lost_seconds[Stage.STOP] == 1000
+
+
+def test_steps_made_again_after_such_a_suspension_are_still_no_progress() -> None:
+    scene = (
+        running()
+        .incident(an_incident(progress_step=43, resolved_time=after(-9)))
+        .status(round=2, released_round=2)
+    )
+    scene = scene.status(ledger=scene.job.status.ledger.model_copy(update={"highest_step": 43})).all(round=2)
+    stages = {}
+    for step in (41, 42, 43, 44):
+        status = scene.steps(step, resumed_from=40).plan().status
+        assert status is not None
+        stages[step] = status.ledger.stage
+    assert stages == {41: "replay", 42: "replay", 43: "productive", 44: "productive"}
 
 
 # -- what each class has cost

@@ -1,8 +1,12 @@
-"""The end of an incident: when it is over, and how it is told what it was, what was done and what it cost."""
+"""The end of an incident: when it is over, and how it is told what it was, what was done and what it cost.
+
+Most end when steps are made again. One that the end of the job, a suspension or another failure cuts short is
+told as well: every incident whose cost is final is told of once.
+"""
 
 from datetime import datetime
 
-from rerail_api.status import Incident, Stage, TrainingJobStatus
+from rerail_api.status import Incident, Phase, Stage, TrainingJobStatus
 
 from .gang import Seat
 from .ledger import TIMES_OF_AN_INCIDENT
@@ -13,12 +17,35 @@ from .world import Progress
 SHOWN_SECONDS = 0.05
 """A stage that took less is not worth a word."""
 
+_CUT_SHORT = {
+    Phase.COMPLETE: "the job completed after",
+    Phase.FAILED: "the job failed after",
+    Phase.SUSPENDED: "the job was suspended after",
+}
+
 
 def is_over(incidents: tuple[Incident, ...], status: TrainingJobStatus, stage: Stage) -> bool:
     """Whether the gang is productive again, in a later round than the one that the open incident ended."""
     if not incidents or incidents[-1].resolved_time is not None or stage is not Stage.PRODUCTIVE:
         return False
     return status.released_round > incidents[-1].round
+
+
+def left_open(incidents: tuple[Incident, ...], now: datetime) -> dict[str, object]:
+    """Fields of the status that close an open incident: what ends it now is not its recovery."""
+    if not incidents or incidents[-1].resolved_time is not None:
+        return {}
+    return {"incidents": (*incidents[:-1], incidents[-1].model_copy(update={"resolved_time": now}))}
+
+
+def cut_short(done: Incident, phase: Phase) -> Note:
+    """What is told of an incident that something else has ended; `phase`: of the job from there on.
+
+    A job that has completed is past every point at which it was interrupted.
+    """
+    parts = [f"{_CUT_SHORT.get(phase, 'interrupted anew after')} {_took(done):.1f} s{_stages(done)}"]
+    reason = Reason.RESOLVED if phase is Phase.COMPLETE else Reason.UNRESOLVED
+    return Note(reason, _line(done, [*parts, *_price(done)]))
 
 
 def closed(
@@ -43,9 +70,15 @@ def in_words(done: Incident, taken: tuple[Seat, ...]) -> str:
         parts.append(f"from step {done.resumed_step}")
     if done.steps_lost:
         parts.append(f"{done.steps_lost} step{'' if done.steps_lost == 1 else 's'} made again")
-    if done.gpu_seconds_lost:
-        parts.append(f"{done.gpu_seconds_lost / 3600:.3g} GPU-hours")
+    return _line(done, [*parts, *_price(done)])
+
+
+def _line(done: Incident, parts: list[str]) -> str:
     return f"incident {done.number} ({_whom(done)}) over: " + "; ".join(parts)
+
+
+def _price(done: Incident) -> list[str]:
+    return [f"{done.gpu_seconds_lost / 3600:.3g} GPU-hours"] if done.gpu_seconds_lost else []
 
 
 def _took(done: Incident) -> float:

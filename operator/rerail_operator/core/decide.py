@@ -64,7 +64,7 @@ def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
     if _all_done(job, taken):
         return completed(job, now)
     if job.spec.suspend:
-        return queueing.suspend(world, job)
+        return queueing.suspend(world, job, now)
     if not status.is_true(ConditionType.ADMITTED):
         return queueing.queue(world, job, now)
     if status.template_hash != queueing.shape_hash(job):

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from rerail_api.status import MAX_INCIDENTS, ConditionType, Incident, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
+from .closing import left_open
 from .gang import may_still_run
 from .outcome import Outcome
 from .plan import Action, DeleteGang, DeleteJob, DeletePod, Level, Note, OrderFinish, Plan
@@ -24,7 +25,7 @@ def completed(job: TrainingJob, now: datetime) -> Outcome:
         Reason.COMPLETED,
         message,
         Stage.STOP,
-        changes={"completion_time": now, **_resolved(job, now)},
+        changes={"completion_time": now, **left_open(job.status.incidents, now)},
         conditions=(
             (ConditionType.RUNNING, False, Reason.COMPLETED, message),
             (ConditionType.COMPLETE, True, Reason.COMPLETED, message),
@@ -45,7 +46,7 @@ def failed(
         changes["incidents"] = with_incident(job.status.incidents, ended)
         message = _with_evidence(message, incident)
     else:
-        changes.update(_resolved(job, now))
+        changes.update(left_open(job.status.incidents, now))
     return Outcome(
         Phase.FAILED,
         reason,
@@ -78,13 +79,6 @@ def with_incident(before: tuple[Incident, ...], new: Incident) -> tuple[Incident
         known = [at for at in (older[-1].start_time, new.start_time) if at is not None]
         older[-1] = older[-1].model_copy(update={"resolved_time": max(known, default=None)})
     return tuple([*older, new][-MAX_INCIDENTS:])
-
-
-def _resolved(job: TrainingJob, now: datetime) -> dict[str, object]:
-    incidents = job.status.incidents
-    if not incidents or incidents[-1].resolved_time is not None:
-        return {}
-    return {"incidents": (*incidents[:-1], incidents[-1].model_copy(update={"resolved_time": now}))}
 
 
 def after_the_end(world: World, job: TrainingJob, now: datetime) -> Plan:

@@ -186,10 +186,18 @@ def running_stage(status: TrainingJobStatus, progress: Progress | None, highest:
         return Stage.CHECKPOINT_STALL
     if progress.phase == ProgressPhase.INIT or progress.step is None:
         return Stage.LOAD
-    replays = bool(status.incidents) and status.incidents[-1].resolved_time is None
-    if replays and highest is not None and progress.step <= highest:
-        return Stage.REPLAY
-    return Stage.PRODUCTIVE
+    return Stage.REPLAY if _makes_again(status, progress.step, highest) else Stage.PRODUCTIVE
+
+
+def _makes_again(status: TrainingJobStatus, step: int, highest: int | None) -> bool:
+    """Whether steps after `step` were made before. `highest` may be of this very round; only below it is that
+    sure where an incident does not say that there was an interruption."""
+    if not status.incidents or highest is None:
+        return False
+    last = status.incidents[-1]
+    if last.resolved_time is None:
+        return step <= highest
+    return last.resumed_step is None and step < highest  # a suspension cut its recovery short
 
 
 def gathering_stage(taken: tuple[Seat, ...], round_: int) -> Stage:

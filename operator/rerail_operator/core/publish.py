@@ -15,7 +15,7 @@ from rerail_api.status import (
 from rerail_api.v1alpha1 import TrainingJob
 
 from .advice import interval_to_tell
-from .closing import closed, is_over
+from .closing import closed, cut_short, is_over
 from .conditions import condition, stop_is_ordered, with_condition
 from .forecast import forecast
 from .gang import Seat
@@ -74,14 +74,10 @@ def _status(
         update={**progress_changes(job, told), **outcome.changes, "observed_generation": generation}
     )
     stage = _stage(outcome, base, told)
-    ledger = written
-    if outcome.stood_still and outcome.fault_at is not None:
-        ledger = stood_still(written, outcome.fault_at)
-    if not outcome.unheard:
-        ledger = advance(ledger, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
-    ledger = _with_told(ledger, job.status, base, told)
-    incidents, notes = _incidents(job.status, base.incidents, ledger, now), outcome.notes
+    ledger = _with_told(_booked(job, outcome, stage, now), job.status, base, told)
+    incidents = _incidents(job.status, base.incidents, ledger, now)
     incidents = priced(incidents, accelerators_of(world, job)) if incidents else ()
+    notes = (*outcome.notes, *_cut_short(job.status, incidents, outcome.phase))
     if is_over(incidents, base, stage):
         # What ran unnoticed since the last write was productive already.
         ran = ledger.productive_seconds - written.productive_seconds
@@ -105,6 +101,16 @@ def _status(
         ),
     }
     return base.model_copy(update=changes), (*notes, *naming.notes)
+
+
+def _booked(job: TrainingJob, outcome: Outcome, stage: Stage, now: datetime) -> Ledger:
+    """The ledger with the time since the last booking, from here on in `stage`."""
+    ledger = job.status.ledger
+    if outcome.stood_still and outcome.fault_at is not None:
+        ledger = stood_still(ledger, outcome.fault_at)
+    if outcome.unheard:
+        return ledger
+    return advance(ledger, job.metadata.creation_timestamp or now, now, stage, outcome.fault_at)
 
 
 def _with_told(
@@ -175,6 +181,10 @@ def _incidents(
     began = newest_one.start_time or now
     detection = {Stage.DETECTION: max(0.0, (now - began).total_seconds())}
     return (*older, charge(newest_one, detection))
+
+
+def _cut_short(written: TrainingJobStatus, incidents: tuple[Incident, ...], phase: Phase) -> tuple[Note, ...]:
+    return tuple(cut_short(done, phase) for done in newly_over(written.incidents, incidents))
 
 
 def _counts(job: TrainingJob, taken: tuple[Seat, ...], round_: int, phase: Phase, spares: int) -> NodeCounts:

@@ -1,11 +1,12 @@
 """Standing in line and standing aside: admission, suspension, and giving nodes back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from rerail_api.status import ConditionType, Phase, Stage
 from rerail_api.v1alpha1 import TrainingJob
 
+from .closing import left_open
 from .conditions import stop_is_ordered
 from .gang import may_still_run
 from .names import revision_name, template_hash
@@ -178,12 +179,15 @@ def _admit(world: World, job: TrainingJob, offer: Placement, now: datetime) -> O
     )
 
 
-def suspend(world: World, job: TrainingJob) -> Outcome:
-    """Save, stop, give everything back. The intent comes first: a stop by order is never a failure."""
+def suspend(world: World, job: TrainingJob, now: datetime) -> Outcome:
+    """Save, stop, give everything back. The intent comes first: a stop by order is never a failure.
+
+    An open incident ends with it: what passes until people let the job go on is not its cost.
+    """
     status = job.status
     left = may_still_run(world)
     if status.is_true(ConditionType.ADMITTED) or not stop_is_ordered(status):
-        return _order_stop(runs=bool(left))
+        return _order_stop(left_open(status.incidents, now), runs=bool(left))
     if left:
         message = f"{len(left)} pods are saving and stopping"
         return Outcome(
@@ -207,7 +211,7 @@ def suspend(world: World, job: TrainingJob) -> Outcome:
     )
 
 
-def _order_stop(runs: bool) -> Outcome:
+def _order_stop(closing: Mapping[str, object], runs: bool) -> Outcome:
     message = "asked to save and stop" if runs else "holds no nodes"
     reason = Reason.SUSPENDING if runs else Reason.SUSPENDED
     return Outcome(
@@ -215,7 +219,7 @@ def _order_stop(runs: bool) -> Outcome:
         reason,
         message,
         Stage.STOP if runs else Stage.SUSPENDED,
-        changes={"start_time": None},  # what counts against activeDeadlineSeconds begins anew
+        changes={"start_time": None, **closing},  # what counts against activeDeadlineSeconds begins anew
         conditions=(
             (ConditionType.SUSPENDED, not runs, reason, message),
             (ConditionType.ADMITTED, False, Reason.SUSPENDED, "the job is suspended"),

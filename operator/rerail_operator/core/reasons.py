@@ -46,6 +46,7 @@ class Reason(StrEnum):
     SPEC_CHANGED = "SpecChanged"
     CORRECTED = "Corrected"
     RESOLVED = "Resolved"
+    UNRESOLVED = "Unresolved"
     STRAGGLER_SEEN = "StragglerSeen"
     STRAGGLER_GONE = "StragglerGone"
     # suspended
@@ -103,6 +104,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.SPEC_CHANGED: "The spec was changed while suspended; the job starts again from the new one.",
     Reason.CORRECTED: "An incident turned out to be another one; its class, charge and counts follow.",
     Reason.RESOLVED: "The job is past the point at which it was interrupted.",
+    Reason.UNRESOLVED: "The job failed, was suspended or hit anew in mid-recovery; what that cost so far.",
     Reason.STRAGGLER_SEEN: "Ranks compute slower than the others, which wait for them at every step.",
     Reason.STRAGGLER_GONE: "Ranks that were named as slow keep up with the others again.",
     Reason.SUSPENDED: "The job is suspended and holds no nodes.",
