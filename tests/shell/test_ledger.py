@@ -134,7 +134,7 @@ async def test_a_job_that_is_not_there_is_told_with_its_namespace(tmp_path: Path
 
 
 def test_without_credentials_the_sentence_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NoAccount, match="no usable credentials"):
+    with pytest.raises(NoAccount, match="none does not exist, so no cluster is known"):
         shown(Wish("gpt", None, None, (None, str(tmp_path / "none"), None)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rerail_operator.shell.console import Console, standard
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 RUN_HELP = """Runs a job on this machine: the same manifest, the same decisions, the same agent; nodes are
 names and pods are processes. Images, mounts and placement are left aside; `python` in the command is the
@@ -32,13 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     options = _parser().parse_args(arguments)
     console = standard()
-    if options.command == "explain":
-        return _explain(options, console)
-    if options.command == "ledger":
-        return _ledger(options, console)
-    if options.command == "nodes":
-        return _nodes(options, console)
-    return _run(options, console)
+    commands = {"run": _run, "explain": _explain, "ledger": _ledger, "nodes": _nodes}
+    try:
+        return commands[options.command](options, console)
+    except KeyboardInterrupt:  # before `rerail run` listens itself, or while a cluster is asked
+        console.complain(f"rerail {options.command}: interrupted")
+        return INTERRUPTED
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -118,7 +117,8 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FAULT",
-        help="kill:rank=3,step=40 | stop:node=1,step=40 | lose:node=1,step=40; may be given several times",
+        help="kill:rank=3,step=40 | stop:node=1,step=40 | lose:node=1,step=40 | hang:rank=1,step=40; "
+        "may be given several times",
     )
     run.add_argument("--report", type=Path, metavar="FILE", help="write the end report here, as JSON")
     run.add_argument(

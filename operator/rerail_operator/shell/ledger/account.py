@@ -1,9 +1,6 @@
 """What a ledger is shown from: a job on a cluster, or a file that `rerail run` or kubectl has written."""
 
-import asyncio
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rerail_api.contract import KIND
 from rerail_api.v1alpha1 import Incident, InvalidJob, Ledger, TrainingJob, parse_job
-from rerail_operator.shell.cluster import ClusterError, Kind, NotFound
-
-IN_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+from rerail_operator.shell.asking import NoAnswer, Place, ask, namespace_of
+from rerail_operator.shell.cluster import Cluster, ClusterError, Kind, NotFound, Object
 
 
 class NoAccount(Exception):
@@ -34,15 +30,6 @@ class Account(BaseModel):
     created: datetime | None = None
     ledger: Ledger
     incidents: tuple[Incident, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a job is looked for; None: as kubectl would."""
-
-    namespace: str | None = None
-    kubeconfig: str | None = None
-    context: str | None = None
 
 
 def of_job(job: TrainingJob) -> Account:
@@ -78,22 +65,18 @@ def from_file(path: Path) -> Account:
 
 def from_cluster(name: str, place: Place) -> Account:
     """The account of a job that the API server holds. Raises `NoAccount`."""
-    namespace = place.namespace or _namespace(place)
     try:
-        raw = asyncio.run(_read(name, namespace, place))
+        namespace = namespace_of(place)
+
+        async def read(cluster: Cluster) -> Object:
+            return await cluster.get(Kind.JOB, namespace, name)
+
+        raw = ask(place, read)
     except NotFound:
         raise NoAccount(f"no TrainingJob {name} in namespace {namespace}; name another with -n") from None
-    except ClusterError as error:
+    except (NoAnswer, ClusterError) as error:
         raise NoAccount(str(error)) from None
     return _parsed(raw, f"{namespace}/{name}")
-
-
-async def _read(name: str, namespace: str, place: Place) -> dict[str, Any]:
-    # Imported here: a report is shown without the packages that speak to an API server.
-    from rerail_operator.shell.kube.client import KubeCluster
-
-    async with KubeCluster.from_environment(place.kubeconfig, place.context) as cluster:
-        return await cluster.get(Kind.JOB, namespace, name)
 
 
 def _parsed(raw: dict[str, Any], where: str) -> Account:
@@ -101,21 +84,3 @@ def _parsed(raw: dict[str, Any], where: str) -> Account:
         return of_job(parse_job(raw))
     except InvalidJob as error:
         raise NoAccount(f"{where} cannot be read: {error}") from None
-
-
-def _namespace(place: Place) -> str:
-    """The namespace that kubectl would take: of the pod, or of the context."""
-    named = place.kubeconfig or os.environ.get("KUBECONFIG") or None
-    if named is None and os.environ.get("KUBERNETES_SERVICE_HOST") and IN_POD_NAMESPACE.exists():
-        return IN_POD_NAMESPACE.read_text(encoding="utf-8").strip()
-    from kubernetes.config import ConfigException, kube_config
-
-    read: Callable[..., Any] = kube_config.list_kube_config_contexts
-    try:
-        contexts, active = read(named)
-    except (ConfigException, OSError, yaml.YAMLError) as error:
-        raise NoAccount(f"no usable credentials for the API server: {error}") from None
-    chosen = active
-    if place.context is not None:
-        chosen = next((c for c in contexts if c["name"] == place.context), active)
-    return str((chosen.get("context") or {}).get("namespace") or "default")

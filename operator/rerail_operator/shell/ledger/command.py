@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerail_operator.shell.asking import Place
 from rerail_operator.shell.console import Console
-from rerail_operator.shell.ledger.account import NoAccount, Place, from_cluster, from_file
+from rerail_operator.shell.ledger.account import NoAccount, from_cluster, from_file
 from rerail_operator.shell.ledger.table import as_text
 
 __all__ = ["NoAccount", "Wish", "show"]

@@ -1,12 +1,12 @@
 """`rerail nodes`: reads nodes and strikes with the rights of whoever asks, and clears a node by hand."""
 
-import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from rerail_operator.core.strikes import Book, cleared, verdicts
 from rerail_operator.core.world import Nodes
+from rerail_operator.shell.asking import NoAnswer, Place, ask
 from rerail_operator.shell.cluster import Cluster, ClusterError, Conflict, Kind, NotFound, Object
 from rerail_operator.shell.console import Console
 from rerail_operator.shell.observe import observe_node
@@ -34,26 +34,26 @@ class Wish:
 
 def show(wish: Wish, console: Console) -> None:
     """Print the table, or clear one node. Raises `NoNodes` before anything is printed."""
+
+    async def question(cluster: Cluster) -> str:
+        return await _answer(cluster, wish)
+
     try:
-        text = asyncio.run(_answer(wish))
-    except ClusterError as error:
+        text = ask(Place(wish.namespace, wish.kubeconfig, wish.context), question)
+    except (NoAnswer, ClusterError) as error:
         raise NoNodes(str(error)) from None
     console.say(text)
 
 
-async def _answer(wish: Wish) -> str:
-    # Imported here: `rerail --help` must not wait for the packages that speak to an API server.
-    from rerail_operator.shell.kube.client import KubeCluster
-
-    async with KubeCluster.from_environment(wish.kubeconfig, wish.context) as cluster:
-        now = datetime.now(UTC)
-        if wish.clear is not None:
-            return await _clear(cluster, wish, now)
-        config_map = await _config_map(cluster, wish)
-        listed = (await cluster.list(Kind.NODE)).items
-        nodes = Nodes({node.name: node for raw in listed if (node := observe_node(raw)) is not None})
-        book: Book = book_of(config_map) if config_map is not None else {}
-        return as_text(book, verdicts(book, nodes, now), nodes, wish.everything)
+async def _answer(cluster: Cluster, wish: Wish) -> str:
+    now = datetime.now(UTC)
+    if wish.clear is not None:
+        return await _clear(cluster, wish, now)
+    config_map = await _config_map(cluster, wish)
+    listed = (await cluster.list(Kind.NODE)).items
+    nodes = Nodes({node.name: node for raw in listed if (node := observe_node(raw)) is not None})
+    book: Book = book_of(config_map) if config_map is not None else {}
+    return as_text(book, verdicts(book, nodes, now), nodes, wish.everything)
 
 
 async def _clear(cluster: Cluster, wish: Wish, now: datetime) -> str:
