@@ -1,9 +1,12 @@
 """What a person can write wrong, and what `rerail run` answers: file, line, and what to write instead."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from rerail_operator.shell.cli import main
 from rerail_operator.shell.local.inject import BadFault, Fault, FaultKind, Gang, Schedule, parse_fault
 from rerail_operator.shell.local.preparation import BadRun, RunOptions, prepare
 from rerail_operator.shell.manifest import BadManifest, read_manifest
@@ -152,10 +155,58 @@ def test_a_run_that_cannot_start_says_why(case: str, tmp_path: Path) -> None:
         prepare(RunOptions(write(tmp_path, text), inject=faults), ("nvidia.com/gpu",))
 
 
-def test_a_report_that_could_not_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
-    options = RunOptions(write(tmp_path, GOOD), report=tmp_path / "no" / "such" / "folder.json")
-    with pytest.raises(BadRun, match=r"--report .*folder\.json: cannot be written"):
-        prepare(options, ())
+@pytest.mark.parametrize("word", ["report", "snapshot"])
+def test_a_file_that_could_not_be_written_is_refused_before_the_run(word: str, tmp_path: Path) -> None:
+    nowhere = {word: tmp_path / "no" / "such" / "folder.json"}
+    with pytest.raises(BadRun, match=rf"--{word} .*folder\.json: cannot be written: No such file"):
+        prepare(replace(RunOptions(write(tmp_path, GOOD)), **nowhere), ())  # type: ignore[arg-type]
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write(tmp_path, GOOD)
+    assert main(["run", str(job), "--workdir", str(job / "work")]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1
+    assert "job.yaml/work: Not a directory; name a folder that you may write to" in told.err
+
+
+def test_a_saved_world_may_name_the_bad_conditions_of_nodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "KernelDeadlock")]
+    status = {"conditions": conditions, "allocatable": {"pods": "110"}}
+    node = {"metadata": {"name": "n1", "uid": "n1"}, "status": status}
+    world = {
+        "now": "2026-11-23T10:00:00Z",
+        "nodes": [node],
+        "job": yaml.safe_load(GOOD),
+        "operator": {"badNodeConditions": ["KernelDeadlock"]},
+    }
+    assert main(["explain", str(write(tmp_path, yaml.safe_dump(world)))]) == 0
+    assert "1 has the condition KernelDeadlock" in capsys.readouterr().out
+
+
+NO_FILES = {
+    "a file that is not there": ("gone", "gone: there is no such file; name "),
+    "a folder": (".", ": is a folder; name "),
+    "no text": ("binary", "binary: cannot be read: it is no text; name "),
+    "no YAML": ("broken", "broken:2:1: not YAML: expected the node content"),
+}
+
+
+@pytest.mark.parametrize("command", [["run"], ["explain"], ["ledger", "--report"]])
+@pytest.mark.parametrize("sentence", NO_FILES)
+def test_a_file_that_cannot_be_read_is_one_line_with_its_place(
+    sentence: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "broken").write_text("a: [\n", encoding="utf-8")
+    name, words = NO_FILES[sentence]
+    assert main([*command, str(tmp_path / name)]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and words in told.err
 
 
 def test_a_lost_node_gets_a_node_to_replace_it(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ BAD_SNAPSHOTS = {
     "no time": ("pods: []\n", "now is missing"),
     "an unknown key": ("now: 2026-11-23T10:00:00Z\npod: []\n", "unknown key pod"),
     "a bad job": ("now: 2026-11-23T10:00:00Z\njob: {kind: TrainingJob}\n", "job: "),
-    "not YAML": ("[", "cannot be read"),
+    "not YAML": ("[", "world.yaml:1:2: not YAML: expected the node content"),
 }
 
 
@@ -238,6 +238,7 @@ def test_a_waiting_job_is_explained_from_plain_kubernetes_objects(tmp_path: Path
         cwd=ROOT,
     )
     assert told.returncode == 0, told.stderr
+    assert "  status  none yet, round 0\n" in told.stdout
     assert "decided: Queued" in told.stdout
     assert "needs 2 nodes" in told.stdout
 

@@ -106,6 +106,38 @@ def test_the_page_says_where_the_time_went_what_the_model_expects_and_what_each_
     ]  # fmt: skip
 
 
+TOLD: dict[str, tuple[Any, int | None, str]] = {
+    "auto chooses": (
+        "auto",
+        30,
+        "told             to save every 30 s of training (checkpoint.interval: auto)",
+    ),
+    "the job sets it": (600, 600, "told             to save every 10 min of training (checkpoint.interval)"),
+    "the program's own": (None, None, "told             nothing: the program saves as it likes"),
+    "auto, and nothing is told yet": (
+        "auto",
+        None,
+        "told             nothing yet (checkpoint.interval: auto)",
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", TOLD)
+def test_the_interval_that_ranks_are_told_stands_beside_the_one_that_the_model_would_choose(
+    sentence: str, tmp_path: Path
+) -> None:
+    interval, seconds, words = TOLD[sentence]
+    checkpoint = {} if interval is None else {"checkpoint": {"interval": interval}}
+    status_of_it = {**JOB["status"], **({} if seconds is None else {"checkpointIntervalSeconds": seconds})}
+    job = {**JOB, "spec": {**JOB["spec"], **checkpoint}, "status": status_of_it}
+    lines = shown(Wish(None, written(tmp_path, job), None)).splitlines()
+    model = lines[lines.index("Model") :]
+    assert f"  {words}" in model
+    assert any("best every 26.6 s" in line for line in model)
+    report = {**REPORT, "checkpointInterval": interval, "checkpointIntervalSeconds": seconds}
+    assert f"  {words}" in shown(Wish(None, written(tmp_path, report), None))
+
+
 def test_a_job_of_kubectl_says_the_same_as_the_report_of_a_run(tmp_path: Path) -> None:
     job = written(tmp_path, yaml.safe_dump(JOB), "job.yaml")
     assert shown(Wish(None, job, None)) == shown(Wish(None, written(tmp_path, REPORT), None))
@@ -139,7 +171,7 @@ def test_without_credentials_the_sentence_says_so(tmp_path: Path) -> None:
 
 
 BAD_FILES = {
-    "a file that is not there": (None, "cannot be read"),
+    "a file that is not there": (None, "nothing: there is no such file; name a report"),
     "no mapping": ("[1]", "holds no report"),
     "another thing": ('{"a": 1}', "is no report of `rerail run`: job: Field required"),
     "a job with a typo": (json.dumps({**JOB, "spec": {}}), "cannot be read: spec"),
@@ -178,7 +210,7 @@ def test_without_matplotlib_the_sentence_names_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "rerail_operator.shell.ledger.picture", raising=False)
-    with pytest.raises(NoAccount, match=r"--plot needs matplotlib: pip install 'rerail\[plot\]'"):
+    with pytest.raises(NoAccount, match=r"--plot needs matplotlib: pip install matplotlib"):
         shown(Wish(None, written(tmp_path, REPORT), tmp_path / "ledger.png"))
 
 

@@ -83,7 +83,7 @@ def test_the_built_in_template_needs_no_jinja2(
     assert template.render(TALK[:2], prompt=True) == (
         "<|system|>\nBe brief.\n<|user|>\nWhere is the cat?\n<|assistant|>\n"
     )
-    with pytest.raises(BadConfig, match=r"pip install 'rerail\[text\]'"):
+    with pytest.raises(BadConfig, match=r"pip install jinja2"):
         template_in(tokenizer_folder, CHATML).render(TALK)
 
 

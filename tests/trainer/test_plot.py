@@ -180,4 +180,4 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.delitem(sys.modules, "rerail_trainer.report.drawing")
     run = write_run(tmp_path / "run.jsonl", [(0, 3)])
     assert main(["plot", str(run), "--out", str(tmp_path / "x.png")]) == 64
-    assert "plot needs matplotlib: pip install 'rerail[plot]'" in capsys.readouterr().err
+    assert "plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err

@@ -141,5 +141,5 @@ def test_refusals_are_one_line_that_says_what_to_do(
     with pytest.raises(BadConfig, match="has no token '<halt>' to end documents with"):
         open_tokenizer(str(good), "<halt>")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(BadConfig, match=r"pip install 'rerail\[text\]'"):
+    with pytest.raises(BadConfig, match=r"pip install tokenizers"):
         open_tokenizer(str(good), "<stop>")

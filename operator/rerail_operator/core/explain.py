@@ -32,7 +32,8 @@ def _seen(world: World, now: datetime) -> str:
         lines.append(f"  the stored object cannot be read: {world.invalid}")
     if job:
         status = job.status
-        lines.append(f"  status  {status.phase or 'none yet'} {status.reason}, round {status.round}".rstrip())
+        state = f"{status.phase or 'none yet'} {status.reason}".rstrip()
+        lines.append(f"  status  {state}, round {status.round}")
     lines.append(f"  pods    {_counted(_pod_state(world))}")
     lines.append(
         f"  agents  {_counted(f'{a.state.value} in round {a.round}' for a in world.agents.values())}"

@@ -16,7 +16,8 @@ interpreter that runs this. Ctrl-C saves and stops (exit 130); a second one kill
 
 EXPLAIN_HELP = """Prints what would be decided for a saved world, and why. The snapshot is YAML or JSON:
 {job: <TrainingJob>, pods: [...], nodes: [...], agents: {<pod UID>: ...}, now: <time>}, as written by
-`rerail run --snapshot`."""
+`rerail run --snapshot`. A key `operator: {badNodeConditions: [...]}` names the bad conditions of nodes;
+`rerail run` has none, its nodes are names."""
 
 
 LEDGER_HELP = """Prints where a job's wall clock went, by stage, what each interruption cost, and what the

@@ -10,6 +10,7 @@ import yaml
 from rerail_api.contract import API_VERSION, KIND
 from rerail_api.v1alpha1 import InvalidJob, TrainingJob, parse_job
 from rerail_operator.shell.cluster import Object
+from rerail_operator.shell.reading import Unreadable, no_yaml, text_of
 
 
 class BadManifest(ValueError):
@@ -51,19 +52,12 @@ def read_manifest(path: Path) -> Manifest:
 
 def _documents(path: Path) -> list[yaml.Node]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadManifest(f"{path}: there is no such file; name the manifest of a TrainingJob") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadManifest(f"{path}: cannot be read: {error}") from None
-    try:
+        text = text_of(path, "the manifest of a TrainingJob")
         return [tree for tree in yaml.compose_all(text, Loader=yaml.SafeLoader) if tree is not None]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise BadManifest(f"{where}: not YAML: {error.problem or error}") from None
+    except Unreadable as error:
+        raise BadManifest(str(error)) from None
     except yaml.YAMLError as error:
-        raise BadManifest(f"{path}: not YAML: {error}") from None
+        raise BadManifest(str(no_yaml(path, error))) from None
 
 
 def _plain(tree: yaml.Node) -> Any:

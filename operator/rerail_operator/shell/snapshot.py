@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from rerail_api.base import rfc3339
 from rerail_api.status import ConditionType
@@ -23,6 +22,7 @@ from rerail_operator.core.waiting import avoided
 from rerail_operator.core.world import Agent, Node, Nodes, Placement, Refusal, Rejection, World
 from rerail_operator.shell.cluster import Object
 from rerail_operator.shell.observe import observe_node, observe_pod, pod_requests
+from rerail_operator.shell.reading import Unreadable, tree_of
 from rerail_operator.shell.settings import DEFAULT_ACCELERATORS
 
 
@@ -67,9 +67,9 @@ def write_snapshot(path: Path, content: Object) -> None:
 def read_snapshot(path: Path) -> Scene:
     """Raises `BadSnapshot`."""
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadSnapshot(f"{path}: cannot be read: {error}") from None
+        raw = tree_of(path, "a file as `rerail run --snapshot` writes it")
+    except Unreadable as error:
+        raise BadSnapshot(str(error)) from None
     if not isinstance(raw, dict):
         raise BadSnapshot(f"{path}: holds no object; write job, pods, nodes, agents and now")
     try:

@@ -169,13 +169,13 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise BadConfig(f"checkpoint.dir={url} needs fsspec: pip install 'rerail[objects]'") from error
+        raise BadConfig(f"checkpoint.dir={url} needs fsspec: pip install fsspec") from error
     try:
         # No cached listings: other processes write here. No shared instances: they do not survive a fork.
         file_system, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except (ImportError, ValueError) as error:
         raise BadConfig(f"checkpoint.dir={url} cannot be opened: {error}; s3:// needs s3fs: "
-                        "pip install 'rerail[objects]'") from error  # fmt: skip
+                        "pip install s3fs") from error  # fmt: skip
     if getattr(file_system, "auto_mkdir", None) is False:
         file_system.auto_mkdir = True  # file://: objects have no folders that somebody would make first
     return file_system, str(path).rstrip("/")

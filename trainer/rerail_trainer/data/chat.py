@@ -95,7 +95,7 @@ def _compile(text: str, origin: str) -> Callable[..., str]:
         from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
-        raise BadConfig(f"{origin} needs the package jinja2: pip install 'rerail[text]'") from error
+        raise BadConfig(f"{origin} needs the package jinja2: pip install jinja2") from error
 
     class Generation(Extension):
         """{% generation %} marks answers for others; here it only has to be understood."""

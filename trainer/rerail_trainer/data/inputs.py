@@ -283,7 +283,7 @@ def _open_parquet(file: str) -> Any:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise BadConfig(f"{file} needs the package pyarrow: pip install 'rerail[text]'") from error
+        raise BadConfig(f"{file} needs the package pyarrow: pip install pyarrow") from error
     try:
         return ParquetFile(file)
     except (ArrowInvalid, OSError) as error:

@@ -192,7 +192,7 @@ def import_tokenizers() -> Any:
         import tokenizers
     except ImportError as error:
         raise BadConfig(
-            "a tokenizer.json needs the package tokenizers: pip install 'rerail[text]' "
+            "a tokenizer.json needs the package tokenizers: pip install tokenizers "
             "(the tokenizer `bytes` needs none)"
         ) from error
     return tokenizers

@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
         from .drawing import draw
     except ImportError as error:
         package = (error.name or "matplotlib").partition(".")[0]
-        raise BadConfig(f"plot needs {package}: pip install 'rerail[plot]'") from error
+        raise BadConfig(f"plot needs {package}: pip install {package}") from error
     _save(draw(runs, asked.smooth), asked.out)
     sys.stdout.write(f"{asked.out}\n")
     return 0

@@ -84,7 +84,7 @@ def _tensorboard(folder: str) -> Sink:
     try:
         from .tensorboard_sink import EventFile
     except ImportError as error:
-        raise BadConfig("metrics.tensorboard needs tensorboard: pip install 'rerail[sinks]'") from error
+        raise BadConfig("metrics.tensorboard needs tensorboard: pip install tensorboard") from error
     return EventFile(folder)
 
 
@@ -92,5 +92,5 @@ def _wandb(config: Config) -> Sink:
     try:
         from .wandb_sink import WandbRun
     except ImportError as error:
-        raise BadConfig("metrics.wandb needs wandb: pip install 'rerail[sinks]'") from error
+        raise BadConfig("metrics.wandb needs wandb: pip install wandb") from error
     return WandbRun(config)

@@ -5,13 +5,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rerail_api.contract import KIND
+from rerail_api.spec import CheckpointInterval
 from rerail_api.v1alpha1 import Incident, InvalidJob, Ledger, TrainingJob, parse_job
 from rerail_operator.shell.asking import NoAnswer, Place, ask, namespace_of
 from rerail_operator.shell.cluster import Cluster, ClusterError, Kind, NotFound, Object
+from rerail_operator.shell.reading import Unreadable, tree_of
 
 
 class NoAccount(Exception):
@@ -28,6 +29,10 @@ class Account(BaseModel):
     reason: str = ""
     num_nodes: int | None = Field(default=None, alias="numNodes")
     created: datetime | None = None
+    interval: CheckpointInterval | None = Field(default=None, alias="checkpointInterval")
+    """What the job says of it; None: the program's own."""
+    told_seconds: int | None = Field(default=None, alias="checkpointIntervalSeconds")
+    """Between checkpoints, as the ranks are told."""
     ledger: Ledger
     incidents: tuple[Incident, ...] = ()
 
@@ -40,6 +45,8 @@ def of_job(job: TrainingJob) -> Account:
         reason=status.reason,
         num_nodes=job.spec.num_nodes,
         created=meta.creation_timestamp,
+        interval=job.spec.checkpoint.interval,
+        told_seconds=status.checkpoint_interval_seconds,
         ledger=status.ledger,
         incidents=status.incidents,
     )
@@ -48,9 +55,9 @@ def of_job(job: TrainingJob) -> Account:
 def from_file(path: Path) -> Account:
     """The account in a report of `rerail run` or in a TrainingJob of kubectl. Raises `NoAccount`."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise NoAccount(f"{path} cannot be read: {error}") from None
+        found = tree_of(path, "a report of `rerail run`, or a TrainingJob as kubectl prints it")
+    except Unreadable as error:
+        raise NoAccount(str(error)) from None
     if not isinstance(found, Mapping):
         raise NoAccount(f"{path} holds no report of `rerail run` and no TrainingJob")
     if found.get("kind") == KIND:

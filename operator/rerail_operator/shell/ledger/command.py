@@ -39,7 +39,7 @@ def show(wish: Wish, console: Console) -> None:
             from rerail_operator.shell.ledger.picture import save
         except ModuleNotFoundError as error:
             missing = (error.name or "matplotlib").partition(".")[0]
-            raise NoAccount(f"--plot needs {missing}: pip install 'rerail[plot]'") from None
+            raise NoAccount(f"--plot needs {missing}: pip install {missing}") from None
         try:
             save(account, wish.plot)
         except (OSError, ValueError) as error:

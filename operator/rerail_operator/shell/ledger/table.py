@@ -15,7 +15,11 @@ def as_text(account: Account) -> str:
         f"{account.job}: {account.phase or 'never looked at'}{why}{nodes}",
         where_it_went(account.ledger),
         *([by_class(account.ledger)] if account.ledger.lost_seconds_by_class else []),
-        *([model(account.ledger, account.num_nodes)] if account.ledger.forecast else []),
+        *(
+            [f"{model(account.ledger, account.num_nodes)}\n{told(account)}"]
+            if account.ledger.forecast
+            else []
+        ),
         *([interruptions(account.incidents)] if account.incidents else []),
     ]
     return "\n\n".join(parts)
@@ -62,6 +66,18 @@ def model(ledger: Ledger, num_nodes: int | None) -> str:
             f"best every {duration(view.interval_seconds)}{kept}",
         )
     )
+
+
+def told(account: Account) -> str:
+    """How often the ranks are told to save, to be held against what the model would choose."""
+    auto = ": auto" if account.interval == "auto" else ""
+    if account.told_seconds is not None:
+        words = f"to save every {duration(account.told_seconds)} of training (checkpoint.interval{auto})"
+    else:
+        words = (
+            "nothing yet (checkpoint.interval: auto)" if auto else "nothing: the program saves as it likes"
+        )
+    return f"  told             {words}"
 
 
 def _stepped(ledger: Ledger) -> float:

@@ -80,7 +80,8 @@ def prepare(options: RunOptions, accelerators: Sequence[str]) -> Prepared:
             f"{manifest.path}: {spec.num_nodes} nodes and {spec.spares} spares; this machine is asked for at "
             f"most {MOST_PODS} pods: lower spares or numNodes"
         )
-    _writable(options.report)
+    _writable("--report", options.report)
+    _writable("--snapshot", options.snapshot)
     return Prepared(options, manifest, gang, _faults(options.inject, gang))
 
 
@@ -91,15 +92,15 @@ def _faults(texts: Sequence[str], gang: Gang) -> tuple[Fault, ...]:
         raise BadRun(str(error)) from None
 
 
-def _writable(report: Path | None) -> None:
-    """A run of hours must not end with a report that cannot be written."""
-    if report is None:
+def _writable(word: str, path: Path | None) -> None:
+    """A run of hours must not end with a file that cannot be written."""
+    if path is None:
         return
     try:
-        with report.open("a", encoding="utf-8"):
+        with path.open("a", encoding="utf-8"):
             return
     except OSError as error:
-        raise BadRun(f"--report {report}: cannot be written: {error.strerror or error}") from None
+        raise BadRun(f"{word} {path}: cannot be written: {error.strerror or error}") from None
 
 
 def node_objects(prepared: Prepared) -> list[Object]:

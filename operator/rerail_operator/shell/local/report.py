@@ -40,6 +40,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "incidents": [_incident(incident, outcome.log_lines) for incident in status.incidents],
         "numNodes": outcome.job.spec.num_nodes,
         "created": _time(outcome.job.metadata.creation_timestamp),
+        "checkpointInterval": outcome.job.spec.checkpoint.interval,
+        "checkpointIntervalSeconds": status.checkpoint_interval_seconds,
         "ledger": status.ledger.to_json(),
         "progress": {"step": progress.step, "totalSteps": progress.total_steps, "loss": progress.loss},
         "lastCheckpoint": {"step": checkpoint.step if checkpoint else None},

@@ -196,7 +196,7 @@ def _workdir(options: RunOptions, console: Console) -> Iterator[Workdir]:
     try:
         with state.held(root):
             yield Workdir(root)
-    except state.Busy as error:
+    except state.BadWorkdir as error:
         raise BadRun(str(error)) from None
     finally:
         # What was saved on Ctrl-C must not be lost because nobody had named a folder for it.

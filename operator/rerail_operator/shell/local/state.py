@@ -21,15 +21,24 @@ from rerail_operator.shell.cluster import Object
 PLACEMENT_FIELDS = ("nodeSelector", "affinity", "topologySpreadConstraints", "runtimeClassName")
 
 
-class Busy(Exception):
-    """Another run holds this workdir."""
+class BadWorkdir(Exception):
+    """This folder cannot be the workdir; the text says why."""
+
+
+class Busy(BadWorkdir):
+    """Another run holds it."""
 
 
 @contextmanager
 def held(root: Path) -> Iterator[None]:
-    """Keep other runs out of the workdir. Raises `Busy`, OSError."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("a+") as lock:
+    """Keep other runs out of the workdir, which is made where it is missing. Raises `BadWorkdir`."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / "lock").open("a+")
+    except OSError as error:
+        words = f"--workdir {root}: {error.strerror or error}; name a folder that you may write to"
+        raise BadWorkdir(words) from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
