@@ -27,7 +27,13 @@ async def once_more(coordinator: Coordinator, agent: AgentProcess, number: int) 
     await coordinator.state("Ready", number)
     coordinator.run(number)
     await coordinator.until(lambda r: r["round"] == number and (r["progress"] or {}).get("step") == 3)
-    return next(word for word in ("warm", "cold") if f"[rank 0] {word} {number}\n" in agent.output())
+
+    def word() -> str | None:
+        said = agent.output()
+        return next((one for one in ("warm", "cold") if f"[rank 0] {one} {number}\n" in said), None)
+
+    # its progress is read from a file and may be known before what it printed
+    return str(await eventually(word, f"the word of round {number}"))
 
 
 async def test_a_parked_interpreter_that_dies_hurts_no_rank_and_the_next_round_has_another(
