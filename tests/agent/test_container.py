@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from rerail_agent.takedown import Outcome, Takedown
 from tests.agent.coordinator import Coordinator
 from tests.agent.process import AgentProcess, eventually
 
-FREEZER = Path("/sys/fs/cgroup/freezer")
+PTRACE_SEIZE, PTRACE_DETACH, PTRACE_O_TRACEEXIT = 0x4206, 17, 0x40
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc")
 
 
@@ -28,21 +29,36 @@ def can_unshare() -> bool:
     return subprocess.run([*NAMESPACE, "true"], capture_output=True, timeout=30).returncode == 0
 
 
+class Grip:
+    """Holds a process below this one against KILL: traced, it stops in the middle of its end until it is let go.
+
+    What a disk or a driver does to a process, without either; it needs no root and no version of control groups.
+    """
+
+    def __init__(self) -> None:
+        self._ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+        self._ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        self._held: int | None = None
+
+    def take(self, pid: int) -> None:
+        if self._ptrace(PTRACE_SEIZE, pid, None, PTRACE_O_TRACEEXIT) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot trace {pid}")
+        self._held = pid
+
+    def let_go(self) -> None:
+        """Its end goes on; a process that has not begun to end is killed first."""
+        if self._held is not None:
+            os.kill(self._held, signal.SIGKILL)
+            assert os.waitpid(self._held, 0)[0] == self._held
+            self._ptrace(PTRACE_DETACH, self._held, None, None)
+            self._held = None
+
+
 @pytest.fixture
-def freezer() -> Iterator[Path]:
-    """A frozen cgroup does not even deliver KILL (cgroup v1)."""
-    group = FREEZER / f"rerail-test-{os.getpid()}"
-    group.mkdir()
-    yield group
-    (group / "freezer.state").write_text("THAWED")
-    for _ in range(500):
-        try:
-            group.rmdir()
-            return
-        except OSError:
-            for pid in (group / "cgroup.procs").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-    group.rmdir()
+def grip() -> Iterator[Grip]:
+    grip = Grip()
+    yield grip
+    grip.let_go()
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to make namespaces (root)")
@@ -76,12 +92,8 @@ async def test_pid_1_reaps_orphans_and_empties_shared_memory(
     assert await agent.exit_code() == 143
 
 
-@pytest.mark.skipif(
-    not os.access(FREEZER, os.W_OK),
-    reason="needs root and the freezer of cgroup v1 to hold a process against KILL",
-)
 async def test_processes_that_survive_kill_make_the_agent_stuck(
-    coordinator: Coordinator, agent: AgentProcess, freezer: Path
+    coordinator: Coordinator, agent: AgentProcess, grip: Grip
 ) -> None:
     agent.with_timing(cannot_stop=0.5).start(coordinator.address, "sleep", "1000")
     await coordinator.hello()
@@ -89,13 +101,15 @@ async def test_processes_that_survive_kill_make_the_agent_stuck(
     await coordinator.state("Ready", 1)
     coordinator.run(1)
     await coordinator.state("Running", 1)
-    (freezer / "cgroup.procs").write_text(str(agent.rank_pids()[0]))
-    (freezer / "freezer.state").write_text("FROZEN")
+    (rank,) = agent.rank_pids()
+    grip.take(rank)
     coordinator.join(2)
     stuck = await coordinator.state("Stuck", 1)
     assert stuck["ranks_alive"] == 1
     await agent.says("cannot stop and has to be replaced")
-    (freezer / "freezer.state").write_text("THAWED")
+    stat = Path(f"/proc/{rank}/stat")
+    await eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "t", "the stop in its end")
+    grip.let_go()
     await coordinator.state("Ready", 2)
 
 
