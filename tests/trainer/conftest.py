@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from .chats import tokenizer_in
 from .gang import Yard, Zygote
+from .leaks import leaving_nothing_changed
 
 HERE = Path(__file__).parent
 
@@ -15,6 +17,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.trainer)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Torch's compiler, when it first looks for its folder, names one of the machine in the environment unless
+    one is named there: it would be some test that leaves that to the next.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_to_the_next_test() -> Iterator[None]:
+    """Tests here share one process; torch's own generator begins at the same place in each."""
+    torch.manual_seed(0)
+    with leaving_nothing_changed():
+        yield
 
 
 @pytest.fixture(scope="session")
