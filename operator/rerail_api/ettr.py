@@ -27,18 +27,6 @@ class Interruptions:
     stall: float
 
 
-@dataclass(frozen=True, slots=True)
-class Isolation:
-    """A job of replicas that go on without the one that failed.
-
-    replicas: how many; stall: seconds in which all of them wait; out: seconds until the failed one is back.
-    """
-
-    replicas: int
-    stall: float
-    out: float
-
-
 def mean_between(nodes: int, per_thousand_node_days: float) -> float:
     """Mean seconds between two interruptions of a job on `nodes` nodes."""
     return 1000 * SECONDS_PER_DAY / (nodes * per_thousand_node_days)
@@ -86,12 +74,3 @@ def necessary_dead(target: float, between: float, stall: float, at_least: float)
     """The mean dead time that still gives `target` at the best interval; None where even 0 s would not."""
     most = best_ettr(Interruptions(between, 0.0, stall), at_least)
     return between * math.log(most / target) if most >= target else None
-
-
-def isolated_ettr(between: float, isolation: Isolation, step: float) -> float:
-    """Productive over wall seconds where only the failed replica restarts and no checkpoint stalls.
-
-    All wait for `isolation.stall` and lose half a step of `step` seconds; then one replica is missing.
-    """
-    waits = (isolation.stall + step / 2) / between
-    return (1 - isolation.out / between / isolation.replicas) / (1 + waits)

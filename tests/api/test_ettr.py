@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from rerail_api.ettr import (
     Interruptions,
-    Isolation,
     best_ettr,
     best_interval,
     ettr,
-    isolated_ettr,
     mean_between,
     necessary_dead,
 )
@@ -35,11 +33,6 @@ BEST = {
     "process level, fast": ((20, 30), 0.05, (0.997, 0.995, 0.993, 0.991), (0.978, 0.967, 0.947, 0.922)),
     "target": ((25, 25), 0.05, (0.997, 0.995, 0.993, 0.990), (0.981, 0.971, 0.954, 0.932)),
     "live replicas": ((30, 30), 0, (0.998, 0.997, 0.995, 0.992), (0.983, 0.972, 0.952, 0.927)),
-}
-ISOLATED = {
-    Isolation(16, 30, 600): ((0.996, 0.994, 0.990, 0.984), (0.964, 0.942, 0.903, 0.854)),
-    Isolation(32, 20, 180): ((0.998, 0.997, 0.996, 0.993), (0.985, 0.975, 0.958, 0.937)),
-    Isolation(16, 10, 120): ((0.999, 0.998, 0.997, 0.995), (0.989, 0.982, 0.969, 0.953)),
 }
 # By stall of a checkpoint: 0.05, 0.1, 0.5, 1 s; None: no dead time is short enough.
 NECESSARY = {
@@ -68,13 +61,6 @@ def test_ettr_with_a_fixed_interval_is_the_tables() -> None:
     columns = {SMALL: (0.903, 0.851, 0.764, 0.663), LARGE: (0.387, 0.203, 0.059, 0.011)}
     for nodes, column in columns.items():
         found = [ettr(Interruptions(mean_between(nodes, rate), 900, 20), 1800) for rate in RATES]
-        assert found == pytest.approx(list(column), abs=DIGIT)
-
-
-@pytest.mark.parametrize("isolation", ISOLATED)
-def test_ettr_of_isolated_replicas_is_the_tables(isolation: Isolation) -> None:
-    for nodes, column in zip((SMALL, LARGE), ISOLATED[isolation], strict=True):
-        found = [isolated_ettr(mean_between(nodes, rate), isolation, STEP) for rate in RATES]
         assert found == pytest.approx(list(column), abs=DIGIT)
 
 

@@ -20,9 +20,10 @@ from rerail_trainer.parallel.mesh import Mesh, mesh_of
 from rerail_trainer.planning import memory, parts
 from rerail_trainer.planning.gpus import GPUS, gpu_named, peak_flops_of
 from rerail_trainer.planning.memory import Setup, memory_of, state_bytes
-from rerail_trainer.planning.plan import Plan, Question, plan
+from rerail_trainer.planning.plan import ETTR_GOAL, Plan, Question, plan
 from rerail_trainer.planning.search import candidates, usable_bytes
 from rerail_trainer.planning.traffic import Machine
+from rerail_trainer.planning.wording import duration, told
 from rerail_trainer.presets import PRESETS, TARGETS
 
 from .gang import PYTHONPATH, ROOT, clean_environment, free_port
@@ -193,6 +194,22 @@ def test_a_preset_fits_the_machine_that_it_names_as_it_is_configured(name: str) 
     made = plan(PRESETS[name], Question(machine(target.gpus, target.gpu), keep_layout=True))
     assert made.chosen.memory.total <= made.usable
     assert 0.9 < made.saving.ettr < 1
+
+
+def test_restarts_as_fast_as_the_goal_asks_for_reach_it() -> None:
+    where = machine(512)
+    asked = plan(PRESETS["dense-8b"], Question(where)).saving.goal_dead_seconds
+    assert asked is not None and asked > 0
+    made = plan(PRESETS["dense-8b"], Question(where, dead_seconds=asked))
+    assert made.saving.ettr == pytest.approx(ETTR_GOAL, abs=1e-6)
+    assert f"ETTR 0.9900; 0.99 where an interruption costs {duration(asked)} besides" in told(made)
+
+
+def test_where_no_restart_is_fast_enough_for_the_goal_that_is_said() -> None:
+    slow = Question(machine(512), storage_bytes_per_second=1e7)
+    made = plan(PRESETS["dense-8b"], slow)
+    assert made.saving.goal_dead_seconds is None
+    assert "0.99 is out of reach, however fast restarts are" in told(made)
 
 
 REFUSED = {

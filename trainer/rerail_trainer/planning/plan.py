@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rerail_api.ettr import Interruptions, best_interval, ettr, mean_between
+from rerail_api.ettr import Interruptions, best_interval, ettr, mean_between, necessary_dead
 from rerail_trainer.config import Config
 from rerail_trainer.failures import BadConfig
 
@@ -20,6 +20,7 @@ DEFAULT_NODE_HOURS = 1000 * 24 / 6.5
 DEFAULT_DEAD_SECONDS = 90.0
 """From a failure to the next step with a gang restarted in place and spares ready: detect, stop, replace,
 meet, load."""
+ETTR_GOAL = 0.99
 STAGING_BYTES_PER_SECOND = 25e9
 """From a GPU to pinned memory, over PCIe 5 with eight GPUs at once; the stall of an asynchronous save."""
 NODE_STORAGE_BYTES_PER_SECOND = 1e9
@@ -52,6 +53,8 @@ class Saving:
     interruption_hours: float
     dead_seconds: float
     ettr: float
+    goal_dead_seconds: float | None
+    """What an interruption may cost besides for an ETTR of ETTR_GOAL; None: no restart is fast enough."""
 
 
 @dataclass(frozen=True)
@@ -177,4 +180,11 @@ def _saving(config: Config, question: Question, expected: Forecast, chosen: Cand
         between / 3600,
         dead,
         ettr(what, interval),
+        _dead_for_goal(what, lag, expected.step_seconds),
     )
+
+
+def _dead_for_goal(what: Interruptions, lag: float, step_seconds: float) -> float | None:
+    """Seconds; `lag`: of the dead time those that are the storage's."""
+    most = necessary_dead(ETTR_GOAL, what.mean_between, what.stall, max(lag, step_seconds))
+    return most - lag if most is not None and most >= lag else None

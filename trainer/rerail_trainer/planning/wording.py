@@ -5,7 +5,7 @@ from dataclasses import fields
 from .gpus import GIB
 from .memory import Memory
 from .parts import active_of, flops_per_token, parts_of, total_of
-from .plan import Plan
+from .plan import ETTR_GOAL, Plan, Saving
 
 _MEMORY_PARTS = {
     "weights": "weights, float32",
@@ -90,5 +90,11 @@ def _time(plan: Plan) -> list[str]:
         f"  every {duration(saving.interval_seconds)} ({saving.interval_steps} steps) is best for one "
         f"interruption per {duration(saving.interruption_hours * 3600)} that costs "
         f"{duration(saving.dead_seconds)} besides",
-        f"  ETTR {saving.ettr:.4f}",
+        f"  ETTR {saving.ettr:.4f}; {_goal(saving)}",
     ]
+
+
+def _goal(saving: Saving) -> str:
+    if saving.goal_dead_seconds is None:
+        return f"{ETTR_GOAL:g} is out of reach, however fast restarts are: faster checkpoints or fewer nodes"
+    return f"{ETTR_GOAL:g} where an interruption costs {duration(saving.goal_dead_seconds)} besides"
