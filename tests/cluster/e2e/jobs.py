@@ -6,6 +6,7 @@ Json = dict[str, Any]
 GPU = "nvidia.com/gpu"
 NAMESPACE = "default"
 LABEL_JOB = "rerail.dev/job-name"
+NODE_RANK = "rerail.dev/node-rank"
 
 
 def job(

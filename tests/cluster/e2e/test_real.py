@@ -14,8 +14,9 @@ from tests.chaos.on_nodes import NodeLife, blows_of
 from tests.cluster.rig import ControlPlane, Options, paths
 from tests.cluster.rig.images import build_images
 from tests.cluster.rig.storage import StoredImage
+from tests.local.runs import ledger_sums
 
-from .jobs import GPU, Json, condition, trainer
+from .jobs import GPU, NODE_RANK, Json, condition, trainer
 from .operator_process import SYSTEM
 from .site import SAVE_EVERY, STEPS, Site, training
 
@@ -161,6 +162,43 @@ def test_a_node_that_dies_is_left_and_the_training_goes_on_elsewhere(
         (moved,) = [one for name, one in site.pods("node").items() if name != sorted(site.pods("node"))[0]]
         assert moved["spec"]["nodeName"] != lost and pod not in site.pods("node")
         assert site.losses("node") == undisturbed
+    finally:
+        site.nodes.restart_node(lost)
+        site.cluster.kubectl("rollout", "status", "deployment/rerail", "-n", SYSTEM, "--timeout=90s")
+
+
+def test_a_spare_takes_the_rank_of_a_node_that_dies(site: Site, undisturbed: dict[int, str]) -> None:
+    manifest = training("spared")
+    manifest["spec"]["spares"] = 1
+    site.submit(manifest)
+    site.until("a spare stands ready", lambda: site.status("spared").get("nodes", {}).get("spares") == 1)
+    site.until_step("spared", HURT_AT)
+    before, pods = site.uids("spared"), site.pods("spared")
+    seats = {one["metadata"]["labels"].get(NODE_RANK): pod for pod, one in pods.items()}
+    nodes = {rank: pods[pod]["spec"]["nodeName"] for rank, pod in seats.items()}
+    assert len(set(nodes.values())) == NODES and set(seats) == {"0", "1", None}
+    # The leader lives on: what is measured here is the spare.
+    victim = next(rank for rank in ("1", "0") if nodes[rank] != site.leaders_node())
+    lost, spare = nodes[victim], seats[None]
+    killed = time.monotonic()
+    site.nodes.kill_node(lost)
+    try:
+        site.until_job("spared", RUN_SECONDS, round=2)
+        site.until_step("spared", site.step("spared") + 1)
+        print(f"a step further than ever {time.monotonic() - killed:.1f} s after the node began to die")
+        seen = completed(site, "spared", restarts=1, charged=0)
+        (incident,) = seen["incidents"]
+        stages = incident["stageSeconds"]
+        print(f"by stages: {stages}")
+        assert (incident["class"], incident["node"], incident["nodeRank"]) == ("NodeLoss", lost, int(victim))
+        assert incident["rung"] == "Swap"
+        kept = {pod: uid for pod, uid in before.items() if pod != seats[victim]}
+        assert site.uids("spared") == kept, "no pod was made"
+        assert site.pods("spared")[spare]["metadata"]["labels"][NODE_RANK] == victim
+        assert [event for event in site.events("spared") if event.startswith("SpareTakesRank: ")] != []
+        assert site.losses("spared") == undisturbed
+        assert {"detection", "load"} <= set(stages) and "queued" not in stages
+        assert ledger_sums(seen)
     finally:
         site.nodes.restart_node(lost)
         site.cluster.kubectl("rollout", "status", "deployment/rerail", "-n", SYSTEM, "--timeout=90s")
