@@ -261,6 +261,10 @@ class TrainingJobStatus(ApiModel):
         default=0,
         description="Generation of running processes; rises at every start, restart and resume, never falls.",
     )
+    round_time: Time | None = Field(
+        default=None,
+        description="When the current round was opened; deadlines of failurePolicy.ladder count from here.",
+    )
     released_round: Count = Field(
         default=0,
         description="The newest round whose barrier was released: its ranks were told to run.",

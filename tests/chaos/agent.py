@@ -87,6 +87,7 @@ class StandIn:
     can_probe: bool = True  # False: an agent of the version before
     probes: Callable[[str], str] = lambda address: "unknown"
     unkillable: bool = False  # something below it survives SIGKILL
+    dawdles: bool = False  # told to stop, it is at it for ever
     gone: bool = False
     _port_of_next_round: int = 20_000
 
@@ -174,7 +175,7 @@ class StandIn:
         self.on_change()
 
     def _stopped(self, goal: int) -> None:
-        if self.gone or goal != self.goal:
+        if self.gone or self.dawdles or goal != self.goal:
             return
         if self.frozen:  # a stopped process cannot stop anything
             asyncio.get_running_loop().call_later(STOPPING_SECONDS, self._stopped, goal)

@@ -119,7 +119,7 @@ class ChaosLife:
         return status.get("phase") in DONE
 
     async def _weather(self) -> None:
-        """The API server is away now and then; in the end it stays: a hang is one only to a leader that lasts."""
+        """The API server is away now and then; in the end it stays."""
         for _ in range(4):
             await asyncio.sleep(self.rng.uniform(2, 30))
             self.village.outage.begin()

@@ -158,9 +158,9 @@ def failing(scene: Scene, rank: int = 1) -> Scene:
 
 
 def repaired(scene: Scene, way: Rung, *, at: float = 0, **status: Any) -> Scene:
-    """Round 2 is open, by that rung, and this leader has seen it open since noon."""
+    """Round 2 is open, by that rung, since noon."""
     incident = an_incident(class_=IncidentClass.PROCESS_FAULT, rung=way, node_rank=1, at=at)
-    return scene.incident(incident).status(round=2, **status).written()
+    return scene.incident(incident).status(round=2, round_time=NOON, **status).written()
 
 
 def at_barrier(scene: Scene, *ranks: int, round_: int = 2) -> Scene:
@@ -312,9 +312,38 @@ def test_the_gang_on_the_ladder(case: tuple[Scene, Want]) -> None:
     check(*case)
 
 
-def test_a_new_leader_starts_the_clock_of_a_rung_again() -> None:
-    scene = at_barrier(repaired(BOTH, PLACE), 0).later(60)
-    check(scene.see(memory={}), Want("AtBarrier", ("join p1-1 to round 2",)))
+LATE = at_barrier(repaired(BOTH, PLACE), 0)
+WAITED_FOR = Want("AtBarrier", ("join p1-1 to round 2",))
+SWAPPED = Want("RungGivenUp", intent=True, round=3, says="not at the barrier 60 s after the round was opened")
+
+HAND_OVERS: dict[str, tuple[Scene, Want]] = {
+    "a new leader does not begin the clock of a rung anew": (
+        LATE.later(60).see(memory={}, leading_since=after(30)), SWAPPED),
+    "nor hurry it": (LATE.later(59).see(memory={}, leading_since=after(30)), WAITED_FOR),
+    "agents have 20 s to find the leader and to stop their ranks, should the deadline fall into them": (
+        LATE.later(69).see(memory={}, leading_since=after(50)), WAITED_FOR),
+    "and no more": (LATE.later(70).see(memory={}, leading_since=after(50)), SWAPPED),
+    "so that an hour without a leader swaps nobody who comes": (
+        LATE.later(619).see(memory={}, leading_since=after(600)), WAITED_FOR),
+    "a shorter rung stays shorter": (
+        with_ladder(LATE, inPlace={"deadlineSeconds": 7}).later(27).see(memory={}, leading_since=after(20)),
+        Want("RungGivenUp", intent=True, round=3)),
+    "a round of an operator that did not write when it opened it counts from the leader's first look": (
+        LATE.status(round_time=None).later(90).see(memory={}, leading_since=after(30)), SWAPPED),
+    "and not from before": (
+        LATE.status(round_time=None).later(89).see(memory={}, leading_since=after(30)), WAITED_FOR),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HAND_OVERS.values(), ids=HAND_OVERS)
+def test_the_clock_of_a_rung_when_leaders_change(case: tuple[Scene, Want]) -> None:
+    check(*case)
+
+
+def test_a_rung_that_is_given_up_opens_a_round_with_a_clock_of_its_own() -> None:
+    scene = LATE.later(60).written()
+    assert (scene.job.status.round, scene.job.status.round_time) == (3, after(60))
+    assert scene.later(30).written().job.status.round_time == after(60)
 
 
 def test_a_pod_that_still_starts_is_swapped_with_the_rest() -> None:

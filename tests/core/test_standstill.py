@@ -69,8 +69,11 @@ WHEN: dict[str, tuple[Scene, Want]] = {
     "an agent that is away may know better: that is no hang": (
         at(100).agent(1, connected=False, last_seen=after(98)), Want("NodesStarting")),
     "of one that is connected nobody asks when it was heard last": (at(100).agent(1, last_seen=after(3)), ASKS_BOTH),
-    "a new leader counts anew": (at(100).see(leading_since=after(60)), RUNS),
-    "and then acts": (at(105).see(leading_since=after(60)), ASKS_BOTH),
+    "a new leader does not count anew": (at(45).see(leading_since=after(44)), ASKS_BOTH),
+    "nor any faster": (at(44.9).see(leading_since=after(44)), RUNS),
+    "but hears every agent before it acts": (
+        at(100).silent(1, forgotten=True).see(leading_since=after(99)),
+        Want("AllRanksRunning", says="on their way to a new leader")),
     "a node that is through does not stand still": (
         at(45).agent(1, state=AgentState.DONE, ranks_alive=0), asks("p1-0")),
     "progress of an older round says nothing": (at(100).agent(0, round=0), Want("NodesStarting")),

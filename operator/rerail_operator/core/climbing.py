@@ -4,31 +4,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from rerail_api.status import ExcludedNode, Incident, Rung
+from rerail_api.status import ExcludedNode, Incident, Rung, TrainingJobStatus
 from rerail_api.v1alpha1 import TrainingJob
 
 from .gang import Seat, more_than_few
-from .ladder import clock_key, deadline, late, open_rung
+from .ladder import deadline, late, open_rung
 from .outcome import Outcome
 from .placement import HELD, gang_request
 from .pod_resources import pod_request
 from .queueing import give_back
 from .reasons import Reason
+from .silence import SILENT_IS_LOST
 from .spares import ready_spares
 from .survey import survey
-from .waiting import avoided, excluding, new_round, waiting_for
+from .waiting import EARLIEST, avoided, excluding, new_round, waiting_for
 from .world import Node, Nodes, World
 
 KEEP_AWAY_LATE = timedelta(minutes=5)
 """Away from a node whose agent did not come to the barrier in time."""
-
-
-def clock(world: World, job: TrainingJob, now: datetime) -> dict[str, datetime]:
-    """Since when the gang stands on its rung, to be handed to the next pass."""
-    if open_rung(job.status) is None:
-        return {}
-    key = clock_key(job.status.round)
-    return {key: world.memory.get(key, now)}
+TO_COME_BACK = SILENT_IS_LOST
+"""For agents to find a new leader (3 s of jitter) and to be at the barrier (15 s to stop)."""
 
 
 def climb(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome | None:
@@ -38,7 +33,7 @@ def climb(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
         return None
     limit = deadline(job.spec.failure_policy.ladder, standing)
     missing = late(taken, round_)
-    if not missing or now - world.memory.get(clock_key(round_), now) < limit:
+    if not missing or now < _due(world, job.status, limit):
         return None
     why = f"not at the barrier {limit.total_seconds():.0f} s after the round was opened: "
     why += waiting_for(taken, round_)[1]
@@ -47,6 +42,15 @@ def climb(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime
     if standing is Rung.IN_PLACE:
         return _swap(world, job, missing, f"in place, and {why}", now)
     return _recreate(world, job, missing, f"swapped, and {why}", now)
+
+
+def _due(world: World, status: TrainingJobStatus, limit: timedelta) -> datetime:
+    """When the rung has had its time. It counts from the round's opening, whoever led then: a new leader only
+    gives the agents what they need to find it, and to stop their ranks if nobody had told them to."""
+    opened = status.round_time or world.leading_since or status.admitted_time or EARLIEST
+    if world.leading_since is None:
+        return opened + limit
+    return max(opened + limit, world.leading_since + min(limit, TO_COME_BACK))
 
 
 def _swap(

@@ -7,7 +7,7 @@ from rerail_api.status import ConditionType
 from rerail_api.v1alpha1 import TrainingJob
 
 from . import queueing
-from .climbing import climb, clock
+from .climbing import climb
 from .condemned import with_condemned
 from .correction import correction
 from .ending import after_the_end, completed, failed, tear_down
@@ -48,8 +48,7 @@ def decide(world: World, now: datetime) -> Plan:
 
 def _outcome(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
     outcome = with_fallen(world, job, _step(world, job, taken, now))
-    outcome = tend(world, job, taken, outcome, now)
-    return replace(outcome, memory={**clock(world, job, now), **outcome.memory})
+    return tend(world, job, taken, outcome, now)
 
 
 def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:

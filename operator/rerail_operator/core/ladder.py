@@ -106,11 +106,6 @@ def _times(count: int) -> str:
 # -- deadlines
 
 
-def clock_key(round_: int) -> str:
-    """Under which it is remembered since when this leader has seen a round open."""
-    return f"rung/{round_}"
-
-
 def open_rung(status: TrainingJobStatus) -> Rung | None:
     """The rung on which the gang stands until the barrier of its round is released."""
     last = status.incidents[-1] if status.incidents else None

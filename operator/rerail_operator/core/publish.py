@@ -73,6 +73,8 @@ def _status(
     base = job.status.model_copy(
         update={**progress_changes(job, told), **outcome.changes, "observed_generation": generation}
     )
+    if base.round != job.status.round:
+        base = base.model_copy(update={"round_time": now})
     stage = _stage(outcome, base, told)
     ledger = _with_told(_booked(job, outcome, stage, now), job.status, base, told)
     incidents = _incidents(job.status, base.incidents, ledger, now)

@@ -1,7 +1,7 @@
 """No steps are made though every agent talks: since when, when that is a hang, and whose it is.
 
-Ages are the agents', turned into the leader's time as they arrive; a leader that has just taken over counts
-from then on. What an agent does not say for want of a connection is not judged here.
+Ages are the agents', turned into the leader's time as they arrive: a change of leaders does not begin
+the count anew. What an agent does not say for want of a connection is not judged here.
 """
 
 from collections import defaultdict
@@ -60,8 +60,7 @@ def standstill(world: World, job: TrainingJob) -> Standstill | None:
     since = max(moves)
     furthest = max(told, key=lambda p: -1 if p.step is None else p.step)
     limit = max(limits)
-    counted = since if world.leading_since is None else max(since, world.leading_since)
-    return Standstill(furthest.step, furthest.phase, since, limit, counted + limit)
+    return Standstill(furthest.step, furthest.phase, since, limit, since + limit)
 
 
 def limit_of(told: Progress, hang_seconds: int | None) -> timedelta | None:
