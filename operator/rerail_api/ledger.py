@@ -93,7 +93,8 @@ class Ledger(ApiModel):
     highest_step: Count | None = Field(default=None, description="Highest step ever seen.")
     checkpoints: Count = Field(default=0, description="Commits of checkpoints that were seen.")
     stall_before_round: Seconds = Field(
-        default=0.0, description="Of checkpointStall, what was booked before the current round."
+        default=0.0,
+        description="Of checkpointStall, what was booked before the round that was released last.",
     )
     dead_seconds: Seconds = Field(
         default=0.0, description="Seconds of all interruptions that are over, without replay and saves."

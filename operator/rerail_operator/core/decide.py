@@ -21,6 +21,7 @@ from .publish import publish
 from .reasons import Reason
 from .repair import answer, answer_standstill
 from .spares import tend
+from .stalls import settled
 from .standstill import all_heard, standstill
 from .waiting import blocked_by, past_startup_deadline
 from .world import World
@@ -35,6 +36,8 @@ def decide(world: World, now: datetime) -> Plan:
         return tear_down(world)
     if job.status.finished:
         return after_the_end(world, job, now)
+    job = settled(world, job)
+    world = replace(world, job=job)
     taken = with_condemned(world, job, seats(world, job.spec.num_nodes), now)
     known = correction(world, job, taken, now)
     if known is None:

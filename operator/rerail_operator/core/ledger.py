@@ -63,45 +63,15 @@ def advance(
         "lost_seconds": lost,
         "stage": next_stage,
         "stage_since": now,
-        "ettr": _ratio(productive, lost),
+        "ettr": ratio(productive, lost),
     }
     return before.model_copy(update=split)
 
 
-def _ratio(productive: float, lost: Mapping[Stage, float]) -> float:
+def ratio(productive: float, lost: Mapping[Stage, float]) -> float:
     """ETTR, rounded: it is a printed column, and the seconds beside it are exact."""
     counted = productive + sum(seconds for stage, seconds in lost.items() if stage not in STAGES_OUTSIDE_ETTR)
     return round(min(1.0, productive / counted), 4) if counted > 0 else 0.0
-
-
-def with_told_stall(before: Ledger, after: Ledger, told: float | None) -> Ledger:
-    """`after`, the next ledger, with the seconds for which the program says that saves held its steps up.
-
-    `told`: since the round began; None from a program that does not say. It is known once a save is over,
-    when its time has been booked as stepping: it is taken from there, as far as steps were booked since
-    `before`; what is still owed then waits for the next booking. What was booked as a stall already, because
-    the program named the phase, counts against it, so that no second is booked twice.
-    """
-    lost = dict(after.lost_seconds)
-    stalled = lost.get(Stage.CHECKPOINT_STALL, 0.0)
-    owed = (told or 0.0) - (stalled - after.stall_before_round)
-    replayed = lost.get(Stage.REPLAY, 0.0) - before.lost_seconds.get(Stage.REPLAY, 0.0)
-    stepped = max(0.0, after.productive_seconds - before.productive_seconds)
-    if owed <= 0 or stepped + replayed <= 0:
-        return after
-    from_steps = min(owed, stepped)
-    from_replay = min(owed - from_steps, replayed)
-    productive = after.productive_seconds - from_steps
-    lost[Stage.CHECKPOINT_STALL] = stalled + from_steps + from_replay
-    if from_replay:
-        lost[Stage.REPLAY] -= from_replay
-    changes = {
-        "productive_seconds": productive,
-        "lost_seconds": lost,
-        "wall_seconds": productive + sum(lost.values()),
-        "ettr": _ratio(productive, lost),
-    }
-    return after.model_copy(update=changes)
 
 
 def stood_still(before: Ledger, since: datetime) -> Ledger:

@@ -12,9 +12,9 @@ from .world import Progress, World
 def newest(world: World, round_: int) -> Progress | None:
     """The newest progress of that round: of the agent that is furthest (rank 0's reports, as a rule)."""
     told = [
-        (uid, a.progress)
-        for uid, a in world.agents.items()
-        if a.progress is not None and a.progress.says_where and a.round == round_
+        (uid, progress)
+        for uid, agent in world.agents.items()
+        if (progress := agent.told_of(round_)) is not None and progress.says_where
     ]
     if not told:
         return None

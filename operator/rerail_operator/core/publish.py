@@ -28,7 +28,6 @@ from .ledger import (
     running_stage,
     stood_still,
     with_cost,
-    with_told_stall,
 )
 from .outcome import Outcome
 from .plan import Note, Plan
@@ -36,6 +35,7 @@ from .progress import highest_step, newest, progress_changes
 from .reasons import Reason
 from .restarts import has_moved
 from .spares import ready_spares
+from .stalls import with_told_stall
 from .stragglers import name_stragglers
 from .template_facts import accelerators_of
 from .world import Progress, World
@@ -70,11 +70,10 @@ def _status(
     """The status after this outcome, and the notes that only the whole of it can tell."""
     told, written = newest(world, job.status.round), job.status.ledger
     generation = job.metadata.generation
+    opened = {"round_time": now} if "round" in outcome.changes else {}
     base = job.status.model_copy(
-        update={**progress_changes(job, told), **outcome.changes, "observed_generation": generation}
+        update={**progress_changes(job, told), **outcome.changes, **opened, "observed_generation": generation}
     )
-    if base.round != job.status.round:
-        base = base.model_copy(update={"round_time": now})
     stage = _stage(outcome, base, told)
     ledger = _with_told(_booked(job, outcome, stage, now), job.status, base, told)
     incidents = _incidents(job.status, base.incidents, ledger, now)
@@ -125,7 +124,7 @@ def _with_told(
         "highest_step": highest_step(written, told),
         "checkpoints": written.checkpoints + _has_saved(before, after),
     }
-    if after.round != before.round:  # other processes, which count from zero
+    if after.released_round != before.released_round:  # other processes, which count from zero
         changes["stall_before_round"] = ledger.lost_seconds.get(Stage.CHECKPOINT_STALL, 0.0)
     return ledger.model_copy(update=changes)
 

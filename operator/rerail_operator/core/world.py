@@ -154,6 +154,14 @@ class SlowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """The last word of a round that an agent has left for a later one."""
+
+    round: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
     """The coordinator's picture of one agent. Gone from the world once its pod is gone."""
 
@@ -173,6 +181,13 @@ class Agent:
     )
     probe: Probe | None = None  # of this silence: gone as soon as the agent is heard again
     stacks: Stacks | None = None
+    left: Left | None = None  # as far as this leader heard it
+
+    def told_of(self, round_: int) -> Progress | None:
+        """What it said last of its ranks in that round."""
+        if self.round == round_:
+            return self.progress
+        return self.left.progress if self.left is not None and self.left.round == round_ else None
 
 
 @dataclass(frozen=True, slots=True)

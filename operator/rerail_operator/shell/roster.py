@@ -17,7 +17,7 @@ from rerail_api.contract import (
     clean_progress,
 )
 from rerail_operator.core.stragglers import WINDOWS
-from rerail_operator.core.world import Agent, Exit, Place, Probe, Progress, Release, Stacks
+from rerail_operator.core.world import Agent, Exit, Left, Place, Probe, Progress, Release, Stacks
 
 from .frames import ExitFrame, ReleaseFrame, ReportFrame, StacksFrame
 
@@ -184,7 +184,9 @@ def observe_report(pod_uid: str, report: ReportFrame, now: datetime, known: Agen
     `known`: the agent as seen before; instants of what it merely repeats are taken over from it, so that the
     same facts give the same record.
     """
+    left = known.left if known is not None else None
     if known is not None and known.round != report.round:
+        left = Left(known.round, known.progress) if known.progress is not None else left
         known = None
     return Agent(
         pod_uid=pod_uid,
@@ -200,6 +202,7 @@ def observe_report(pod_uid: str, report: ReportFrame, now: datetime, known: Agen
         ranks_alive=report.ranks_alive,
         advised=report.checkpoint_seconds,
         stacks=_stacks(report.stacks),
+        left=left,
     )
 
 
