@@ -8,6 +8,7 @@ Everything lies below RERAIL_CHECKPOINT_DIR, which all pods share. TEXT names a 
 it the text is the language reference that every Python carries.
 """
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -70,6 +71,9 @@ def finish() -> int:
 
 def run(words: list[str]) -> int:
     """The exit code of the first step that did not end well, which the operator then judges."""
+    if importlib.util.find_spec("tokenizers") is None:  # before hours of training, not after them
+        sys.stderr.write("the exported model's tokenizer.json needs a package: pip install tokenizers\n")
+        return 64
     code = prepare() or train(words)
     if code == 0 and RANK == 0:
         code = finish()

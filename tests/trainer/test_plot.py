@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +185,14 @@ def test_without_matplotlib_the_extra_is_named(
     run = write_run(tmp_path / "run.jsonl", [(0, 3)])
     assert main(["plot", str(run), "--out", str(tmp_path / "x.png")]) == 64
     assert "plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_command_works_is_one_word_and_exit_code_130(tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    os.mkfifo(run)
+    words = [sys.executable, "-m", "rerail_trainer", "plot", str(run), "--out", str(tmp_path / "run.png")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        with run.open("w"):  # opens as soon as the command reads
+            command.send_signal(signal.SIGINT)
+            out, error = command.communicate(timeout=60)
+    assert (command.returncode, out, error) == (130, b"", b"rerail_trainer: interrupted\n")

@@ -88,6 +88,13 @@ def test_a_held_out_document_is_never_trained_on_and_copies_stay_together(tmp_pa
     assert set(split(open_prepared(other, held_out=True))) == held_out
 
 
+def test_a_share_so_small_that_no_document_is_held_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(*text_files(tmp_path), "--out", tmp_path / "out", "--held-out", "1e-9", "--workers", "1")
+    assert f"held out: none of {len(DOCUMENTS)} documents at a share of 1e-09" in capsys.readouterr().out
+
+
 # A vocabulary of its own.
 
 

@@ -29,6 +29,9 @@ def test_a_signal_saves_the_step_under_way_and_leaves_with_75(yard: Yard, number
     assert gang.wait() == [75, 75]
     assert yard.committed() == [max(gang.losses())]
     assert gang.progress()[-1]["checkpoint_step"] == max(gang.losses())
+    step = max(gang.losses())
+    told = f"stopped as asked after step {step}, saved: the same command goes on from there"
+    assert gang.output().count(told) == 1
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(yard: Yard) -> None:
@@ -74,6 +77,7 @@ def test_without_a_checkpoint_folder_a_signal_leaves_with_76(yard: Yard) -> None
     gang.signal(signal.SIGTERM)
     assert gang.wait() == [76]
     assert "nothing will be saved" in gang.output()
+    assert f"stopped as asked after step {max(gang.losses())}, not saved" in gang.output()
 
 
 def test_a_save_is_due_by_the_clock_of_rank_0_on_all_ranks(yard: Yard) -> None:

@@ -26,6 +26,8 @@ from .watchdog import Watchdog
 if TYPE_CHECKING:
     from .checkpoint.save import Observer
 
+INTERRUPTED = 130
+"""As shells count a SIGINT."""
 UNEXPECTED = 1
 """Code for what nobody foresaw, among it a peer that vanished: judged by cause, as no table can know it."""
 
@@ -47,6 +49,9 @@ def main(words: Sequence[str], observer: "Observer | None" = None) -> int:
     except TrainerExit as refusal:
         tell(refusal.message, int(refusal.code))
         return int(refusal.code)
+    except KeyboardInterrupt:  # of a command that has nothing to bring to an end; `train` and `prepare` have
+        sys.stderr.write("rerail_trainer: interrupted\n")
+        return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place that can turn it into a line and a code
         first_line = (str(error).strip() or "no message").splitlines()[0]
         tell(f"{type(error).__name__}: {first_line}", UNEXPECTED)

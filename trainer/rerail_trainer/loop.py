@@ -62,7 +62,7 @@ def train(run: Run, start: int) -> ExitCode:
         if agreed.stop and step < total:
             agreement.finish()
             readings.drain()
-            return ExitCode.PREEMPTED_SAVED if saves.last(step) else ExitCode.PREEMPTED_NOT_SAVED
+            return stopped(run, step, saves.last(step))
         if step < total and saves.due(step, agreed):
             readings.drain()
             saves.begin(step)
@@ -150,6 +150,13 @@ def evaluate(run: Run, evaluation: Evaluation, step: int) -> None:
     with run.watchdog.during(ProgressPhase.EVAL):
         reading = evaluation.measure()
     run.reports.evaluated(step, reading.loss, reading.bits_per_byte)
+
+
+def stopped(run: Run, step: int, saved: bool) -> ExitCode:
+    """The end of a training that was asked to stop; says what a person may rely on."""
+    kept = "saved: the same command goes on from there" if saved else "not saved"
+    run.reports.say(f"stopped as asked after step {step}, {kept}")
+    return ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_NOT_SAVED
 
 
 def finish(run: Run, step: int) -> ExitCode:

@@ -137,7 +137,8 @@ def open_prepared(
             )
         shards.append(mapped)
     if not shards:
-        raise BadConfig(f"{folder} has no {'held-out' if held_out else 'training'} tokens")
+        hint = "; prepare it with a larger --held-out" if held_out else ""
+        raise BadConfig(f"{folder} has no {'held-out' if held_out else 'training'} tokens{hint}")
     names = tuple(str(folder / shard.file) for shard in split.shards)
     kind = manifest.tokenizer
     name = BYTES if kind.name == BYTES else str(folder / kind.name)

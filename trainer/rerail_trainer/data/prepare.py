@@ -195,6 +195,12 @@ def _summary(order: Order, manifest: CorpusManifest, seconds: float) -> None:
                 f"{name}: {split.documents:,} documents, {split.bytes:,} bytes of text, {split.tokens:,} "
                 f"tokens ({split.bytes / split.tokens:.2f} bytes each) in {len(split.shards)} shards"
             )
+    share = order.recipe.held_out
+    if share and not manifest.held_out.tokens:
+        _say(
+            f"held out: none of {manifest.train.documents:,} documents at a share of {share:g}: `eval` will "
+            "have nothing to measure by; take a larger --held-out and another --out"
+        )
     if manifest.skipped:
         _say(f"{manifest.skipped:,} invalid documents or records were mended or left out")
     _say(f"{order.out}: prepared in {seconds:.1f} s, digest {manifest.digest[:12]}")
