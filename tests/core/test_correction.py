@@ -104,7 +104,65 @@ def closed(scene: Scene) -> Scene:
     return scene.status(incidents=(last,))
 
 
+def failed_peer(code: int = 1, **fields: object) -> Scene:
+    """Node rank 0 ended first and was named; node rank 1 is another one, and what is told of it comes later."""
+    return restarted(running().steps(40).exits(0, code=code, **fields), 1)  # type: ignore[arg-type]
+
+
+def dies(scene: Scene, at: float, later: float = 40) -> Scene:
+    """Node rank 1 was last heard at that time, and its node is called not ready so much later."""
+    return scene.silent(1, since=at).later(later).agent(0, last_seen=scene.now).node("n1", ready=None)
+
+
+def bad(scene: Scene, later: float = 60) -> Scene:
+    return scene.written().later(later).node("n1", trouble="GpuUnhealthy (Xid79)")
+
+
+ELSEWHERE: dict[str, tuple[Scene, IncidentClass, str]] = {
+    "the node of another member is called not ready": (
+        dies(failed_peer(), 0.5), K.NODE_LOSS, "incident 1 was NodeLoss on n1, free, not ProcessFault on n0: node n1 is not ready"),
+    "after the ranks gave up in a collective": (
+        dies(restarted(running().steps(40).exits(0, signal=6)), 2.0), K.NODE_LOSS, "not ProcessFault on n0"),
+    "after a rendezvous failed": (
+        dies(failed_peer(85, contract=True), -1.0), K.NODE_LOSS, "not RendezvousFault on n0"),
+    "after a watchdog barked": (dies(failed_peer(84, contract=True), 0.5), K.NODE_LOSS, "not Hang on n0"),
+    "the node is deleted": (dies(failed_peer(), 0.5).without_node("n1"), K.NODE_LOSS, "node n1 is gone from the cluster"),
+    "a device of another member is called bad": (
+        bad(failed_peer()), K.GPU_FAULT, "incident 1 was GpuFault on n1, free, not ProcessFault on n0: node n1 has the condition"),
+    "another member was being drained": (
+        failed_peer().pod(1, deleting=True, disruption="EvictionByEvictionAPI"), K.DRAIN, "Drain on n1, free"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", ELSEWHERE)
+def test_the_root_is_the_node_that_the_cluster_speaks_of_not_the_peer_that_fell_with_it(
+    sentence: str,
+) -> None:
+    scene, kind, says = ELSEWHERE[sentence]
+    plan = scene.plan()
+    assert plan.status is not None and plan.intent and not plan.actions
+    told = [note.message for note in plan.notes if note.reason == "Corrected"]
+    assert len(told) == 1 and says in told[0], told
+    incident = plan.status.incidents[-1]
+    assert (incident.class_, incident.node, incident.node_rank, incident.pod) == (
+        kind,
+        "n1",
+        1,
+        scene.of(1).name,
+    )
+    assert (incident.rank, incident.exit_code, incident.signal, incident.charged) == (None, None, None, False)
+    assert plan.status.restarts == RestartCounts(total=1)
+    assert "n1" in [node.name for node in plan.status.excluded_nodes]
+    assert "Corrected" not in [note.reason for note in scene.written().later(1).plan().notes], "told twice"
+
+
 STAYS: dict[str, Scene] = {
+    "a node that another member lost long after": dies(failed_peer(), 9),
+    "a node lost after a rank was killed from outside": dies(restarted(running().steps(40).exits(0, signal=9)), 0.5),
+    "a device that was called bad before": bad(failed_peer().node("n1", trouble="GpuUnhealthy (Xid79)")),
+    "a device that is called bad too late": bad(failed_peer(), 121),
+    "a device of which a new leader does not know since when": (
+        failed_peer().written().see(memory={}).node("n1", trouble="GpuUnhealthy (Xid79)")),
     "a closed incident": of_memory(closed(lost_container())),
     "a rank that another signal ended": of_memory(restarted(running().exits(1, signal=11))),
     "an exit of its own": of_memory(restarted(running().exits(1, code=1))),

@@ -12,7 +12,8 @@ from rerail_api.status import ExcludedNode, Incident, IncidentClass, RestartCoun
 from rerail_api.v1alpha1 import TrainingJob
 
 from .devices import said_against
-from .evidence import DRAINS, OUT_OF_MEMORY
+from .elsewhere import DEVICE_SOON, root_elsewhere
+from .evidence import DRAINS, OUT_OF_MEMORY, Fault
 from .gang import Seat
 from .plan import Level, Note
 from .reasons import Reason
@@ -22,9 +23,6 @@ from .world import Pod, World
 
 DISRUPTED_SOON = timedelta(seconds=30)
 """A disruption that is told later than this after a failure is another story."""
-
-DEVICE_SOON = timedelta(minutes=2)
-"""How long after a failure a device may be called bad for it: who watches devices looks once a minute."""
 
 _LOST = frozenset({IncidentClass.CONTAINER_LOSS, IncidentClass.NETWORK})
 _EXPLAINED = frozenset(BY_SIGN[sign].kind for sign in DEVICE_EXPLAINS)
@@ -47,9 +45,10 @@ def correction(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: dat
     last = status.incidents[-1]
     found = _disrupted(world, job, taken, last, now) or _out_of_memory(world, job, taken, last)
     found = found or _node_lost(world, taken, last) or _device_bad(world, last, now)
-    if found is None or found[0].kind is last.class_:
-        return None
-    return _corrected(job, last, *found, now)
+    if found is not None and found[0].kind is not last.class_:
+        return _corrected(job, last, *found, now)
+    elsewhere = root_elsewhere(world, taken, last, now) if found is None else None
+    return _rooted_anew(job, last, elsewhere, now) if elsewhere is not None else None
 
 
 Found = tuple[Row, str]
@@ -112,20 +111,54 @@ def _their_pod(world: World, job: TrainingJob, taken: tuple[Seat, ...], last: In
 
 
 def _corrected(job: TrainingJob, last: Incident, row: Row, why: str, now: datetime) -> Correction:
-    status = job.status
-    # What a rule of the user has decided stays decided.
-    charged = last.charged if last.rule is not None else not row.free
+    """The same root, which was something else."""
     mark = "/".join([row.mark, *last.fingerprint.split("/")[1:]])
-    incident = last.model_copy(
+    told = f"incident {last.number} was {row.kind.value}, {_cost(last, row)}, not {last.class_.value}: {why}"
+    return _followed(job, _judged(last, row, why, mark), row, told, now)
+
+
+def _rooted_anew(job: TrainingJob, last: Incident, root: Fault, now: datetime) -> Correction:
+    """Another root: who was named first had only followed it, and so had its exit and its last words."""
+    what = (
+        f"{root.kind.value} on {root.node}, {_cost(last, root.row)}, not {last.class_.value} on {last.node}"
+    )
+    incident = _judged(last, root.row, root.message, root.row.mark).model_copy(
+        update={
+            "node_rank": root.node_rank,
+            "pod": root.pod.name if root.pod is not None else None,
+            "node": root.node,
+            **dict.fromkeys(("rank", "exit_code", "signal", "exception")),
+            "log_lines": (),
+        }
+    )
+    return _followed(job, incident, root.row, f"incident {last.number} was {what}: {root.message}", now)
+
+
+def _cost(last: Incident, row: Row) -> str:
+    return "charged" if _is_charged(last, row) else "free"
+
+
+def _is_charged(last: Incident, row: Row) -> bool:
+    """What a rule of the user has decided stays decided."""
+    return last.charged if last.rule is not None else not row.free
+
+
+def _judged(last: Incident, row: Row, why: str, mark: str) -> Incident:
+    return last.model_copy(
         update={
             "class_": row.kind,
-            "charged": charged,
+            "charged": _is_charged(last, row),
             "fingerprint": mark,
             "message": f"{why} (first taken for {last.class_.value}: {last.message})"[:512],
         }
     )
+
+
+def _followed(job: TrainingJob, incident: Incident, row: Row, told: str, now: datetime) -> Correction:
+    """The counts, the poison and the nodes to leave follow the incident as it is known now."""
+    status, last = job.status, job.status.incidents[-1]
     incidents = (*status.incidents[:-1], incident)
-    more = int(charged) - int(last.charged)
+    more = int(incident.charged) - int(last.charged)
     restarts = RestartCounts(
         total=status.restarts.total,
         charged=max(0, status.restarts.charged + more),
@@ -134,11 +167,9 @@ def _corrected(job: TrainingJob, last: Incident, row: Row, why: str, now: dateti
     point = same_point(incidents)
     changes: dict[str, object] = {"incidents": incidents, "restarts": restarts, "same_point": point}
     away = row.away_at(max(1, point.count if point is not None else 1))
-    if away is not None and last.node is not None:
-        left = ExcludedNode(name=last.node, reason=why, until=now + away)
+    if away is not None and incident.node is not None:
+        left = ExcludedNode(name=incident.node, reason=incident.message, until=now + away)
         changes["excluded_nodes"] = excluding(job, [left], now)
-    cost = "charged" if charged else "free"
-    told = f"incident {last.number} was {row.kind.value}, {cost}, not {last.class_.value}: {why}"
     return Correction(changes, Note(Reason.CORRECTED, told, Level.WARNING))
 
 

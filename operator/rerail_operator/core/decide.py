@@ -10,6 +10,7 @@ from . import queueing
 from .climbing import climb
 from .condemned import with_condemned
 from .correction import correction
+from .elsewhere import known_devices
 from .ending import after_the_end, completed, failed, tear_down
 from .evidence import find_faults, finished_with_zero
 from .fallen import with_fallen
@@ -51,7 +52,8 @@ def decide(world: World, now: datetime) -> Plan:
 
 def _outcome(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:
     outcome = with_fallen(world, job, _step(world, job, taken, now))
-    return tend(world, job, taken, outcome, now)
+    outcome = tend(world, job, taken, outcome, now)
+    return replace(outcome, memory={**known_devices(world, job, now), **outcome.memory})
 
 
 def _step(world: World, job: TrainingJob, taken: tuple[Seat, ...], now: datetime) -> Outcome:

@@ -8,7 +8,8 @@ from typing import Final
 
 from rerail_api.contract import STACKS_SECONDS, TIMED_STEPS
 from rerail_api.generated import keep_current
-from rerail_operator.core.correction import DEVICE_SOON, DISRUPTED_SOON
+from rerail_operator.core.correction import DISRUPTED_SOON
+from rerail_operator.core.elsewhere import DEVICE_SOON
 from rerail_operator.core.standstill import AT_LEAST, PHASE
 from rerail_operator.core.taxonomy import TABLE, in_words
 
