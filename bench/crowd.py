@@ -47,9 +47,9 @@ class Cast(msgspec.Struct, frozen=True):
 
 class Wish(msgspec.Struct, frozen=True):
     """`fail`: a rank of this node rank ends with an error (`everybody`: a rank of every agent here).
-    `step`: the first agent tells of this step."""
+    `step`: the first agent tells of this step. `leave`: the agent of this node rank hangs up for good."""
 
-    do: Literal["fail", "step"]
+    do: Literal["fail", "step", "leave"]
     node_rank: int = -1
     everybody: bool = False
     step: int = 0
@@ -78,12 +78,13 @@ class Stage(Enum):
 class StandIn:
     """One agent. What it says last is kept ready to be said again."""
 
-    __slots__ = ("facts", "pending", "played", "rest", "saying", "sock", "stage", "stepped_at")
+    __slots__ = ("facts", "missed", "pending", "played", "rest", "saying", "sock", "stage", "stepped_at")
 
     def __init__(self, played: Played) -> None:
         self.played = played
         self.sock: ssl.SSLSocket
         self.stage = Stage.HANDSHAKE
+        self.missed = False  # its connection was lost, and it is not back
         self.facts: dict[str, Any] = {
             "state": "Idle", "round": 0, "term": 0, "release": None, "address": ADDRESS, "port": None,
             "exit": None, "ranks_alive": 0, "progress": None, "progress_age": None,
@@ -152,6 +153,7 @@ class Crowd:
         """Hung up on: an agent connects again, as the real one does."""
         if one.stage is Stage.WELCOME:
             self._welcomed -= 1
+            one.missed = True
             say(lost=one.played.node_rank)
         else:
             self._opening -= 1
@@ -194,6 +196,9 @@ class Crowd:
             one.stage = Stage.WELCOME
             self._opening -= 1
             self._welcomed += 1
+            if one.missed:
+                one.missed = False
+                say(back=one.played.node_rank)
             if self._welcomed == len(self._by_rank):
                 say(connected=time.monotonic())
 
@@ -243,6 +248,11 @@ class Crowd:
             one.becomes(progress=told, progress_age=0.0)
             one.stepped_at = time.monotonic()
             self._send(one.sock.fileno(), one, one.saying)
+            return
+        if wish.do == "leave":
+            if (gone := self._by_rank.get(wish.node_rank)) is not None:
+                self._lose(gone.sock.fileno(), gone)
+                self._to_open.remove(gone)
             return
         say(failed=time.monotonic())
         for rank, one in self._by_rank.items():

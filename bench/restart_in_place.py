@@ -30,6 +30,8 @@ from .report import Json, Tell
 AGENTS_PER_PROCESS = 5000
 LINE_BYTES = 64 * 2**20
 POLL_SECONDS = 0.1
+LOST_SECONDS = 30.0
+"""For a lost agent to be back: half a second should do."""
 GOAL_SECONDS = {1875: 5.0, 18750: 15.0}
 GOAL_REQUESTS = 5
 STAGES = ("detection", "write", "stop", "barrier", "release")
@@ -62,6 +64,7 @@ class CrowdProcess:
         self.connected = 0.0
         self.failed = 0.0
         self.lost: list[int] = []
+        self.away: set[int] = set()  # of those, who is not back
 
     async def listen(self) -> None:
         """Until the process ends."""
@@ -74,6 +77,9 @@ class CrowdProcess:
                 self.failed = said["failed"]
             elif "lost" in said:
                 self.lost.append(said["lost"])
+                self.away.add(said["lost"])
+            elif "back" in said:
+                self.away.discard(said["back"])
             elif said["which"] == "last":
                 heard = self.rounds.setdefault(said["round"], Heard())
                 (heard.joined if said["what"] == "joined" else heard.released).append(said["at"])
@@ -223,10 +229,15 @@ class Bench:
         return msgspec.json.decode(line, type=Account)
 
     async def _until(self, look: Callable[[], bool], what: str) -> None:
-        until = time.monotonic() + self._patience
+        until, whole = time.monotonic() + self._patience, time.monotonic()
         while not look():
             if self._operator.returncode is not None or any(c.process.returncode for c in self._crowds):
                 raise RuntimeError(f"a process has ended by itself; waited for: {what}")
+            away = [rank for crowd in self._crowds for rank in crowd.away]
+            whole = whole if away else time.monotonic()
+            if time.monotonic() - whole > LOST_SECONDS:
+                gone = f"node rank {away[0]} was lost and is not back after {LOST_SECONDS:g} s"
+                raise RuntimeError(f"the agent of {gone}; waited for: {what}")
             if time.monotonic() > until:
                 raise TimeoutError(f"not within {self._patience:.0f} s: {what}")
             await asyncio.sleep(POLL_SECONDS)
