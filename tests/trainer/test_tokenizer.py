@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rerail_trainer.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer, Tokenizer, open_tokenizer
@@ -51,6 +51,7 @@ def test_documents_are_encoded_together_as_alone(exact: Tokenizer, texts: list[s
 
 
 @given(parts=st.lists(TEXTS, min_size=1, max_size=4))
+@example(parts=["<|endoftext|>", "a text that spells it"])
 @CHECKED
 def test_every_token_tells_the_character_at_which_it_begins(exact: Tokenizer, parts: list[str]) -> None:
     text = exact.end_text.join(parts)
@@ -58,7 +59,9 @@ def test_every_token_tells_the_character_at_which_it_begins(exact: Tokenizer, pa
     assert ids == exact.encode(text, special=True)
     assert starts == sorted(starts)
     ends = [at for at, token in zip(starts, ids, strict=True) if token == exact.end]
-    assert [text[at : at + len(exact.end_text)] for at in ends] == [exact.end_text] * (len(parts) - 1)
+    assert [text[at : at + len(exact.end_text)] for at in ends] == [exact.end_text] * text.count(
+        exact.end_text
+    )
 
 
 def test_a_text_that_spells_the_end_token_does_not_become_it(exact: Tokenizer) -> None:
