@@ -21,6 +21,13 @@ time.sleep(1000)
 """
 
 
+async def says_how(agent: AgentProcess, coordinator: Coordinator, place: Path) -> None:
+    """An agent whose ranks say how they were started, connected."""
+    (place / "train.py").write_text(SAYS_HOW)
+    started(agent, coordinator, place, sys.executable, str(place / "train.py"))
+    await coordinator.hello()
+
+
 async def once_more(coordinator: Coordinator, agent: AgentProcess, number: int) -> str:
     """How the rank of a further round found itself: "warm" or "cold"."""
     coordinator.join(number)
@@ -39,9 +46,7 @@ async def once_more(coordinator: Coordinator, agent: AgentProcess, number: int) 
 async def test_a_parked_interpreter_that_dies_hurts_no_rank_and_the_next_round_has_another(
     coordinator: Coordinator, agent: AgentProcess, place: Path
 ) -> None:
-    (place / "train.py").write_text(SAYS_HOW)
-    started(agent, coordinator, place, sys.executable, str(place / "train.py"))
-    await coordinator.hello()
+    await says_how(agent, coordinator, place)
     assert await once_more(coordinator, agent, 1) == "warm"
     (rank,), first = ranks(agent), parked(agent)
     assert first is not None
@@ -61,9 +66,7 @@ async def test_a_parked_interpreter_that_dies_hurts_no_rank_and_the_next_round_h
 async def test_a_parked_interpreter_that_does_not_fork_costs_one_cold_start(
     coordinator: Coordinator, agent: AgentProcess, place: Path
 ) -> None:
-    (place / "train.py").write_text(SAYS_HOW)
-    started(agent, coordinator, place, sys.executable, str(place / "train.py"))
-    await coordinator.hello()
+    await says_how(agent, coordinator, place)
     assert await once_more(coordinator, agent, 1) == "warm"
     frozen = parked(agent)
     assert frozen is not None
@@ -77,9 +80,7 @@ async def test_a_parked_interpreter_that_does_not_fork_costs_one_cold_start(
 async def test_a_parked_interpreter_that_dies_again_and_again_is_given_up(
     coordinator: Coordinator, agent: AgentProcess, place: Path
 ) -> None:
-    (place / "train.py").write_text(SAYS_HOW)
-    started(agent, coordinator, place, sys.executable, str(place / "train.py"))
-    await coordinator.hello()
+    await says_how(agent, coordinator, place)
     for number in range(1, RENEWALS + 2):
         assert await once_more(coordinator, agent, number) == "warm"
         pid = parked(agent)

@@ -25,7 +25,6 @@ from tests.cluster.rig.images import build_images
 
 from .invariants import Account, Resumption, broken
 
-STEPS = 200
 FIRST_BLOW = range(15, 40)
 STEPS_BETWEEN = 15
 LAST_STEPS = 50
@@ -260,7 +259,7 @@ def blows_of(rng: random.Random, nodes: int) -> list[Blow]:
 
 def undisturbed(site: Site) -> dict[int, float]:
     """The losses of a job that nothing happens to."""
-    site.submit(training("undisturbed", steps=STEPS))
+    site.submit(training("undisturbed"))
     site.until_job("undisturbed", END_SECONDS, phase="Complete")
     losses = {step: float(loss) for step, loss in site.losses("undisturbed").items()}
     site.delete_jobs()

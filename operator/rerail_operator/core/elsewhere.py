@@ -34,19 +34,16 @@ def root_elsewhere(world: World, taken: tuple[Seat, ...], last: Incident, now: d
         return None
     if last.node is None:
         return None  # nobody was named who could have been a victim
-    seats_ = [
-        Seat(pod.node_rank, pod, world.agents.get(pod.uid))
-        for pod in world.pods
-        if _is_peer(pod, last) and _has_a_story(world, pod)
-    ]
-    faults = [fault for seat in seats_ if (fault := unfit(world, seat, now)) is not None]
+    peers = [pod for pod in world.pods if _is_peer(pod, last) and _has_a_story(world, pod)]
+    their_seats = (Seat(pod.node_rank, pod, world.agents.get(pod.uid)) for pod in peers)
+    faults = [fault for seat in their_seats if (fault := unfit(world, seat, now)) is not None]
     found = [
         fault
         for fault in hold_if_ours(world, faults, taken, now)
         if fault.sign in _INFRASTRUCTURE and fault.at <= last.start_time + AT_ONCE
     ]
     if not found and now - last.start_time <= DEVICE_SOON:
-        found = list(_devices(world, seats_, last, now))
+        found = list(_devices(world, peers, last, now))
     return min(found, key=lambda f: (f.cause, f.at, f.node_rank), default=None)
 
 
@@ -80,11 +77,11 @@ def _has_a_story(world: World, pod: Pod) -> bool:
     return silent or bool(pod.disruption or pod.bad_device) or node is None or bool(node.trouble)
 
 
-def _devices(world: World, seats_: Iterable[Seat], last: Incident, now: datetime) -> Iterable[Fault]:
+def _devices(world: World, peers: Iterable[Pod], last: Incident, now: datetime) -> Iterable[Fault]:
     mark = _mark(last)
     if mark not in world.memory:
         return
-    for seat in seats_:
-        why = said_against(world.nodes, seat.pod, seat.pod.node if seat.pod is not None else None)
-        if why and seat.pod is not None and f"{mark}{seat.pod.uid}" not in world.memory:
-            yield Fault(Sign.DEVICE_BAD, seat.node_rank, now, why, seat.pod)
+    for pod in peers:
+        why = said_against(world.nodes, pod, pod.node)
+        if why and f"{mark}{pod.uid}" not in world.memory:
+            yield Fault(Sign.DEVICE_BAD, pod.node_rank, now, why, pod)
